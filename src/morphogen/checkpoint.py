@@ -1,0 +1,261 @@
+"""Checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong run.
+
+A checkpoint is a folder `checkpoints/00000500/`: each part's tensors in `PART.safetensors`, everything else in
+`state.json`, and `manifest.json`, which lists every file's size and SHA-256 and ends with the hash of itself. It is
+written to a temporary folder, synced, and renamed in one step; tensors that training does not change are written
+once, to `frozen/HASH.safetensors`. On loading, the newest checkpoint whose hashes all hold is taken.
+
+Nothing here is unpickled: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .core import State
+from .errors import UserError
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written; says which file and how."""
+
+
+# ---- a state is JSON with tensors taken out ------------------------------------------------------------------------
+
+
+def pack(state: Any, tensors: dict[str, Tensor], name: str = "", seen: dict[Any, str] | None = None) -> Any:
+    """The JSON skeleton of a state; its tensors go into `tensors` by dotted name, one that is used twice once."""
+    seen = {} if seen is None else seen
+
+    def inner(key: str, value: Any) -> Any:
+        return pack(value, tensors, f"{name}.{key}" if name else key, seen)
+
+    if isinstance(state, Tensor):
+        same = (state.data_ptr(), state.shape, state.stride(), state.dtype, state.device)
+        if state.numel() == 0 or same not in seen:
+            seen[same] = name
+            tensors[name] = state.detach()
+        return {"tensor": name if state.numel() == 0 else seen[same]}
+    if isinstance(state, Mapping):
+        if not all(isinstance(k, str) for k in state):
+            raise TypeError(f"the state {name or 'itself'} has keys that are not strings")
+        return {"map": {k: inner(k, v) for k, v in state.items()}}
+    if isinstance(state, list | tuple):
+        return [inner(str(i), v) for i, v in enumerate(state)]
+    if state is None or isinstance(state, bool | int | float | str):
+        return state
+    raise TypeError(f"the state {name} is a {type(state).__name__}: give tensors, numbers, strings, lists and mappings")
+
+
+def unpack(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state that `pack` took apart."""
+    if isinstance(skeleton, dict):
+        if "tensor" in skeleton:
+            return tensors[skeleton["tensor"]]
+        return {k: unpack(v, tensors) for k, v in skeleton["map"].items()}
+    if isinstance(skeleton, list):
+        return [unpack(v, tensors) for v in skeleton]
+    return skeleton
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in name order."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name} {t.dtype} {list(t.shape)};".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file by `text` in one step: a reader sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    owners: set[int] = set()
+    out = {}
+    for name, t in tensors.items():
+        t = t.contiguous()
+        storage = t.untyped_storage().data_ptr()
+        out[name] = t.clone() if storage in owners or t.numel() * t.element_size() != t.untyped_storage().nbytes() else t
+        owners.add(storage)
+    return out
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    keep: how many of the newest to keep; `save(..., best=STEP)` keeps that one too.
+    """
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.run, self.folder, self.frozen, self.keep = run, run / "checkpoints", run / "frozen", keep
+
+    def steps(self) -> list[int]:
+        """The steps with a checkpoint folder, whole or not, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+    # -- saving
+
+    def save(self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None) -> Path:
+        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial, final = self.folder / f".partial-{step:08d}", self.path(step)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        skeleton = {}
+        for name, state in parts.items():
+            tensors: dict[str, Tensor] = {}
+            skeleton[name] = pack(state, tensors)
+            if tensors:
+                save_file(_separate(tensors), partial / f"{name}.safetensors")
+                sync(partial / f"{name}.safetensors")
+        write(partial / STATE, json.dumps({"step": step, "parts": skeleton}))
+        files = {p.name: p for p in partial.iterdir()}
+        if frozen:
+            files["frozen"] = self._freeze(frozen)
+        listed = {k: {"file": p.name, "size": p.stat().st_size, "sha256": hash_file(p)} for k, p in files.items()}
+        body = json.dumps({"step": step, "files": listed}, indent=1, sort_keys=True)
+        write(partial / MANIFEST, f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
+        sync(partial)
+        if final.exists():  # a damaged one of the same step, skipped when the run was resumed
+            self._remove(final)
+        os.rename(partial, final)
+        sync(self.folder)
+        self._prune(step, best)
+        return final
+
+    def _freeze(self, tensors: Mapping[str, Tensor]) -> Path:
+        path = self.frozen / f"{digest(tensors)}.safetensors"
+        if not path.exists():
+            self.frozen.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file(_separate(tensors), partial)
+            sync(partial)
+            os.replace(partial, path)
+            sync(self.frozen)
+        return path
+
+    def _prune(self, newest: int, best: int | None) -> None:
+        kept = {s for s in self.steps() if s <= newest}
+        for step in sorted(kept)[: -self.keep]:
+            if step != best:
+                self._remove(self.path(step))
+                kept.discard(step)
+        if self.frozen.is_dir():
+            used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept if self._sound(step)}
+            for path in self.frozen.iterdir():
+                if path.name not in used:
+                    path.unlink()
+
+    def _remove(self, path: Path) -> None:
+        stale = path.with_name(f".stale-{path.name}")
+        shutil.rmtree(stale, ignore_errors=True)
+        os.rename(path, stale)  # first out of sight: a kill during the removal leaves no half checkpoint
+        shutil.rmtree(stale)
+
+    # -- loading
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        path = self.path(step) / MANIFEST
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
+        body, _, end = raw[:-1].rpartition(b"\n")
+        if raw[-1:] != b"\n" or hashlib.sha256(body).hexdigest().encode() != end:
+            raise Damaged(f"{MANIFEST} does not match its own hash")
+        manifest: dict[str, Any] = json.loads(body)
+        return manifest
+
+    def _sound(self, step: int) -> bool:
+        try:
+            self._manifest(step)
+        except Damaged:
+            return False
+        return True
+
+    def _files(self, step: int) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+        for name, entry in self._manifest(step)["files"].items():
+            folder = self.frozen if name == "frozen" else self.path(step)
+            yield name, folder / entry["file"], entry
+
+    def verify(self, step: int) -> None:
+        """Raise `Damaged` unless every byte of the checkpoint is the one that was written."""
+        for name, path, entry in self._files(step):
+            if not path.is_file():
+                raise Damaged(f"{name} is missing")
+            if path.stat().st_size != entry["size"]:
+                raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
+            if hash_file(path) != entry["sha256"]:
+                raise Damaged(f"{name} does not match its hash")
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
+        self.verify(step)
+        skeleton = json.loads((self.path(step) / STATE).read_bytes())["parts"]
+        tensors = {n: load_file(p) for n, p, _ in self._files(step) if p.suffix == ".safetensors"}
+        parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
+        return parts | {"frozen": tensors.get("frozen", {})}
+
+    def newest(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
+        """The newest sound checkpoint (step, parts); says which were skipped and why. None where there is none.
+
+        Raises UserError where checkpoints exist and not one of them is sound.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, self.load(step)
+            except Damaged as damage:
+                say(f"Skipped the damaged checkpoint of step {step}: {damage}.")
+        if steps:
+            raise UserError(
+                f"Every checkpoint in {str(self.folder)!r} is damaged: restore the folder from a copy, or start anew"
+                " with another --run folder."
+            )
+        return None

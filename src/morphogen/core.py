@@ -1,0 +1,373 @@
+"""The contracts: what a model, a source, a space and a capability are. Everything else is built on these.
+
+A `Model` says how it is trained (`phases`, each a loss or an update rule) and what it can do is found by
+asking (`can(model, LogProb)`). A `Source` says where batches come from. The trainer knows nothing else.
+
+One batch format: a mapping of names to tensors that share their first dimension B, nested where that helps
+(`{"x": (B, ...), "cond": {"label": (B,)}, "key": (B,), "index": (B,)}`). `key` is a 64-bit integer drawn from
+(seed, epoch, index): it keys `Noise`, so that a loss is a function of weights and batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .spec import Remembers
+
+Batch = Mapping[str, Any]  # names to tensors (B, ...) or to further such mappings
+State = dict[str, Any]  # nested mappings, lists, numbers, strings and tensors: what a checkpoint can hold
+NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Loss(NamedTuple):
+    """What a phase says of a batch.
+
+    value: a mean over the batch, or one mean per denominator named in `Model.counts`; their sum is differentiated.
+    logs:  scalars to report, averaged over pieces and ranks.
+    seen:  per sample (B, ...), detached, for `after_step` and for the source; it stays on its rank.
+    """
+
+    value: Tensor | Mapping[str, Tensor]
+    logs: Mapping[str, Tensor] = NONE
+    seen: Mapping[str, Tensor] = NONE
+
+
+class Phase(NamedTuple):
+    """A turn that the trainer differentiates: a bound method of the model, due when `step % every == 0`.
+
+    trains: prefixes of the parameter names that it trains ("" is all). Equal `trains` share one optimiser.
+    """
+
+    loss: Callable[[Batch], Loss]
+    trains: tuple[str, ...] = ("",)
+    every: int = 1
+
+
+class Update(NamedTuple):
+    """A turn that changes weights by its own rule, without a backward pass (k-means, PCA, tabular methods)."""
+
+    rule: Callable[[Batch], Loss]
+    every: int = 1
+
+
+class Net(Remembers, nn.Module):
+    """Base of every network: an `nn.Module` that remembers the call that built it. `net(x, cond)` where it has one."""
+
+
+class Model(Net):
+    """Base of every generative model (and of the classifier that judges them). Subclasses are final.
+
+    step: steps finished before the present one began; written by the trainer and saved.
+    scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
+    lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
+    """
+
+    step: int = 0
+    scaffold: ClassVar[tuple[str, ...]] = ()
+    lacks: tuple[type, ...] = ()
+
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a model with one phase. A model with several lists them in `phases` instead."""
+        raise TypeError(f"{type(self).__name__} defines neither loss(batch) nor phases(): write one of them.")
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        """What the loss's means are over, known before the forward pass; {} means "never split this batch"."""
+        return {"": size(batch)}
+
+    def phases(self) -> Sequence[Phase | Update]:
+        """The turns of a step, in order."""
+        return (Phase(self.loss),)
+
+    def start(self, batch: Batch) -> None:
+        """Called once before step 1 with the first batch (data-dependent initialisation)."""
+
+    def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
+        """Called after each turn: what the paper updates without gradients (targets, code books)."""
+
+    def forward(self, batch: Batch, phase: str = "loss") -> Loss:
+        """Dispatch to a phase by name: the one door that compilers and data-parallel wrappers see."""
+        loss: Loss = getattr(self, phase)(batch)
+        return loss
+
+
+class Place(NamedTuple):
+    """Where a source finds itself: its rank among ranks, the device that batches go to, and the run's seed."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: torch.device = torch.device("cpu")
+    seed: int = 0
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from. Endless; everything it remembers is in `state()`."""
+
+    def start(self, place: Place) -> None:
+        """Called once per process before the first `next`, and before `restore`."""
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """This rank's batch of one step. `heard` is what the last step's phases said, by phase name."""
+        ...
+
+    def state(self) -> State:
+        """All that is needed to continue exactly. Raise `CannotRestore` with one sentence where that is impossible."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`."""
+
+
+class CannotRestore(Exception):
+    """Raised by `Source.state` in one sentence: what of this source is not exact after a resume."""
+
+
+@runtime_checkable
+class Items(Protocol):
+    """Recorded data: a finite collection that can be asked for any of its items, in any order."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> dict[str, Any]:
+        """The batch of items `index` (B,): names to tensors (B, ...). A pure function of the index."""
+        ...
+
+
+@runtime_checkable
+class Space(Protocol):
+    """The way between the user's objects and a model's tensors, and back."""
+
+    shape: tuple[int, ...]  # of one x
+    volume: float  # log of the volume of one quantisation cell, nats: what bits/dim must subtract
+
+    def encode(self, thing: Any) -> Tensor: ...
+    def decode(self, x: Tensor) -> list[Any]: ...
+    def cond(self, n: int, **wishes: Any) -> dict[str, Tensor]:
+        """Conditions of n samples from the user's words: `cond(8, label="cat")` -> {"label": (8,)}."""
+        ...
+
+    def show(self, x: Tensor, columns: int | None = None) -> Any:
+        """One picture (`PIL.Image.Image`) of the whole batch x (B, ...)."""
+        ...
+
+    def save(self, x: Tensor, folder: Any) -> list[Any]:
+        """Each sample to a file of its own; the paths."""
+        ...
+
+
+# ---- capabilities: asked for with can(model, Protocol) -------------------------------------------------------------
+
+
+class Act(NamedTuple):
+    """What a policy does: the action (B, ...), what to remember of it, and its memory after it."""
+
+    action: Tensor
+    info: Mapping[str, Tensor] = NONE
+    memory: Any = None
+
+
+@runtime_checkable
+class Samples(Protocol):
+    def sample(self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None) -> Tensor:
+        """n samples (n, ...), differentiable where the method allows it."""
+        ...
+
+
+@runtime_checkable
+class Acts(Protocol):
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act: ...
+
+
+@runtime_checkable
+class LogProb(Protocol):
+    def log_prob(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Exact log-density or log-probability (B,), nats."""
+        ...
+
+
+@runtime_checkable
+class Bounds(Protocol):
+    def elbo(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """A lower bound of the log-density (B,), nats."""
+        ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    def encode(self, x: Tensor) -> Any: ...
+    def decode(self, z: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class Field(Protocol):
+    def denoise(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """E[x_0 | x_t = x] (B, ...), the time (B,) in `cond["t"]`; other views follow from it by algebra."""
+        ...
+
+
+def can(model: Any, protocol: type) -> bool:
+    """Whether `model` serves `protocol`: it has the methods, and does not say that it lacks it."""
+    return isinstance(model, protocol) and protocol not in getattr(model, "lacks", ())
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
+
+
+def leaves(batch: Batch, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch with their dotted names."""
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def each(batch: Batch, f: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The batch with `f` applied to every tensor."""
+    return {
+        k: each(v, f) if isinstance(v, Mapping) else v if v is None else f(v) for k, v in batch.items()
+    }  # None stays: a condition that is not given
+
+
+def size(batch: Batch) -> int:
+    """The number of samples B in a batch."""
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            return value.shape[0]
+    for _, value in leaves(batch):
+        return value.shape[0]
+    raise ValueError("This batch holds no tensor, so it has no size: a source must give at least one (B, ...).")
+
+
+# ---- randomness is a function --------------------------------------------------------------------------------------
+
+_MASK = (1 << 64) - 1
+_GOLDEN, _C1, _C2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
+
+
+def _signed(z: int) -> int:
+    return z - (1 << 64) if z >> 63 else z
+
+
+def fold(*parts: int) -> int:
+    """One 63-bit seed from several integers; any change of any part gives an unrelated one.
+
+    Source: the splitmix64 finaliser (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    h = 0
+    for part in parts:
+        z = (h + (part & _MASK) * _GOLDEN + _GOLDEN) & _MASK
+        z = ((z ^ (z >> 30)) * _C1) & _MASK
+        z = ((z ^ (z >> 27)) * _C2) & _MASK
+        h = z ^ (z >> 31)
+    return h >> 1
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The splitmix64 finaliser on int64 tensors (wrapping arithmetic), in place."""
+    for shift, factor in ((30, _signed(_C1)), (27, _signed(_C2)), (31, None)):
+        z ^= (z >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        if factor is not None:
+            z *= factor
+    return z
+
+
+def keys(index: Tensor, *parts: int) -> Tensor:
+    """64-bit keys (B,) of items `index` (B,) under the integers `parts` (seed, epoch, ...)."""
+    return _mix(index * _signed(_GOLDEN) + fold(*parts))
+
+
+@lru_cache(maxsize=64)
+def _ladder(n: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(1, n + 1, device=device) * _signed(_GOLDEN)  # (n,)
+
+
+class Noise:
+    """Random numbers as a pure function of each sample's key: the same for any batch size, rank or device.
+
+    `Noise(key).normal(3, 8, 8)` is (B, 3, 8, 8), and row i depends on key[i] and on how many draws came before it.
+    Numbers are made in integers and float64 and then rounded to `dtype`, so that a float32 and a float64 model
+    draw the same noise. Sources: splitmix64 streams; Box & Muller 1958.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        self.key, self._draws = key, 0
+
+    @classmethod
+    def seeded(cls, seed: int, n: int, *, start: int = 0, device: torch.device | str = "cpu") -> Noise:
+        """Noise of n samples numbered from `start` under `seed`."""
+        return cls(keys(torch.arange(start, start + n, device=device), seed))
+
+    def __len__(self) -> int:
+        return self.key.shape[0]
+
+    def bits(self, n: int) -> Tensor:
+        """(B, n) uniform 64-bit integers."""
+        offset = _signed((self._draws * 0xD1342543DE82EF95) & _MASK)  # draws live far apart in the stream
+        self._draws += 1
+        return _mix((self.key + offset)[:, None] + _ladder(n, self.key.device))
+
+    def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, *shape) uniform on [0, 1): multiples of 2^-24, exact in float32."""
+        z = self.bits(_product(shape)) >> 40  # signed: -2^23 .. 2^23 - 1
+        u = z.to(dtype or torch.get_default_dtype()).add_(2.0**23).mul_(2.0**-24)
+        return u.view(len(self), *shape)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, *shape) standard normal, by Box-Muller on pairs of 32-bit uniforms."""
+        n = _product(shape)
+        z = self.bits((n + 1) // 2)  # (B, ceil(n / 2))
+        radius = (z >> 32).double().add_(2.0**31 + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = (z & 0xFFFFFFFF).double().mul_(2 * torch.pi * 2.0**-32)
+        pair = torch.cat((radius * angle.cos(), radius.mul_(angle.sin_())), 1)
+        return pair[:, :n].to(dtype or torch.get_default_dtype()).view(len(self), *shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(B, *shape) integers uniform on 0 .. high - 1 (high at most 2^24)."""
+        return (self.uniform(*shape, dtype=torch.float64) * high).long()
+
+    def categorical(self, logits: Tensor) -> Tensor:
+        """Draws (B, ...) from the categorical law of logits (B, ..., K), by inverting its distribution function."""
+        cdf = logits.double().softmax(-1).cumsum(-1)
+        u = self.uniform(*logits.shape[1:-1], dtype=torch.float64)[..., None] * cdf[..., -1:]
+        return (cdf <= u).sum(-1)  # (B, ...)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
+
+
+# ---- all the ranks of a run ----------------------------------------------------------------------------------------
+
+
+class Everyone:
+    """How a method says "over the whole batch": the identity in one process."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of x over ranks."""
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean of x over ranks."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (B, ...) of every rank, concatenated (B * ranks, ...)."""
+        return x
+
+    def any(self, x: Tensor) -> Tensor:
+        """Whether x is true on some rank."""
+        return x
+
+
+everyone = Everyone()

@@ -1,0 +1,129 @@
+"""Recorded data in memory: read on first use, kept as small as it came, turned into floats batch by batch."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..core import Batch, each, leaves
+from ..errors import UserError
+from ..spec import Asset, Remembers
+
+
+class Stored(Remembers):
+    """Base of the `Items` whose tensors fit in memory. A subclass says in `read` where they come from.
+
+    levels: None where x is given to the model as it is; else x holds the integers 0 .. levels - 1 and is mapped
+    linearly onto [-1, 1]: level k becomes (2 k / (levels - 1)) - 1, exact at both ends.
+    """
+
+    levels: int | None = None
+    _held: dict[torch.device, dict[str, Any]] | None = None
+
+    @abstractmethod
+    def read(self) -> dict[str, Any]:
+        """Read all of the data: {"x": (N, ...), "cond": {name: (N, ...)}}. Called once, on first use."""
+
+    def all(self, device: torch.device) -> dict[str, Any]:
+        """The tensors as they are kept, on `device` (made once for each device)."""
+        with _reading:
+            if self._held is None:
+                self._held = {torch.device("cpu"): _checked(self.read(), type(self).__name__)}
+            if device not in self._held:
+                self._held[device] = each(self._held[torch.device("cpu")], lambda t: t.to(device))
+            return self._held[device]
+
+    def __len__(self) -> int:
+        return int(self.all(torch.device("cpu"))["x"].shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the tensors need."""
+        return sum(t.nbytes for _, t in leaves(self.all(torch.device("cpu"))))
+
+    def take(self, index: Tensor) -> dict[str, Any]:
+        """Items `index` (B,), on the device of the index: {"x": (B, ...), "cond": {...: (B, ...)}}."""
+        held = (self._held or {}).get(index.device) or self.all(index.device)
+        x = held["x"].index_select(0, index)
+        if self.levels is not None:
+            half = (self.levels - 1) / 2
+            x = x.to(torch.get_default_dtype()).sub_(half).div_(half)
+        return {"x": x, "cond": {k: v.index_select(0, index) for k, v in held["cond"].items()}}
+
+
+_reading = threading.RLock()  # worker threads must not read the same file twice; reentrant, as items may wrap items
+
+
+def _checked(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    whole = {"x": data["x"], "cond": dict(data.get("cond") or {})}
+    if whole["x"].ndim == 0:
+        raise UserError(f"The data of {name} is a single number: give x of shape (N, ...), N items.")
+    counts = {k: t.shape[0] if t.ndim else 0 for k, t in leaves(whole)}
+    for k, n in counts.items():
+        if n != counts["x"]:
+            raise UserError(f"{name} has {counts['x']} items in x but {n} in {k}: give one entry for each item.")
+    return whole
+
+
+class Tensors(Stored):
+    """The user's own arrays as `Items`.
+
+    x: (N, ...), one item a row. cond: names to (N, ...), such as {"label": (N,) int64}. Each is a tensor, or an
+    `Asset` of a .npy or .safetensors file (then the tensor named as the argument: "x", "label", ...), which a run
+    can write down, as it cannot with a bare tensor.
+    levels: given where x is integers 0 .. levels - 1 that the model shall see in [-1, 1] (256 for ordinary pictures).
+    Raises UserError, on first use, where the lengths differ or a file is not what it should be.
+    """
+
+    def __init__(
+        self,
+        x: Tensor | Asset,
+        cond: Mapping[str, Tensor | Asset] | None = None,
+        *,
+        levels: int | None = None,
+    ) -> None:
+        if levels is not None and levels < 2:
+            raise UserError(f"Tensors has levels={levels}: give the number of values of x, at least 2, or None.")
+        self._x, self._cond, self.levels = x, dict(cond or {}), levels
+
+    def read(self) -> dict[str, Any]:
+        """The arrays, files read."""
+        x = _tensor(self._x, "x")
+        if self.levels is not None and x.numel():
+            low, high = x.min().item(), x.max().item()
+            if x.is_floating_point() or low < 0 or high >= self.levels:
+                raise UserError(
+                    f"Tensors was given levels={self.levels} but x of {x.dtype} from {low} to {high}:"
+                    f" give integers 0 to {self.levels - 1}, or levels=None for values used as they are."
+                )
+        return {"x": x, "cond": {k: _tensor(v, k) for k, v in self._cond.items()}}
+
+
+def _tensor(given: Tensor | Asset, name: str) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.detach()
+    try:
+        if given.path.suffix == ".npy":
+            return torch.from_numpy(np.load(given.path))
+        if given.path.suffix == ".safetensors":
+            return _from_safetensors(given.path, name)
+    except (ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise UserError(f"The file {str(given.path)!r} cannot be read as an array of numbers: {error}.") from error
+    raise UserError(f"The file {str(given.path)!r} is of no known kind: save the array as .npy or .safetensors.")
+
+
+def _from_safetensors(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        if name not in names:
+            raise UserError(f"The file {str(path)!r} holds no tensor {name!r}, but {', '.join(names) or 'nothing'}.")
+        tensor: Tensor = file.get_tensor(name)
+        return tensor

@@ -1,0 +1,57 @@
+"""Where data files are: a folder that the user gives, the one MORPHOGEN_DATA names, or the cache folder.
+
+The cache folder is MORPHOGEN_CACHE, else `$XDG_CACHE_HOME/morphogen`, else `~/.cache/morphogen`; data sets lie in its
+`data/`, and what was decoded from them once, in its `decoded/`. Nothing here downloads anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def cache() -> Path:
+    """The folder for files that can be made again."""
+    if chosen := os.environ.get("MORPHOGEN_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "morphogen"
+
+
+def roots(root: str | Path | None = None) -> list[Path]:
+    """The folders to search, in order. A `root` that is given is the only one: another's files would be a surprise."""
+    if root is not None:
+        return [Path(root).expanduser()]
+    given = os.environ.get("MORPHOGEN_DATA")
+    return [*([Path(given).expanduser()] if given else []), cache() / "data"]
+
+
+def find(
+    name: str,
+    forms: Mapping[str, Sequence[str]],
+    *,
+    root: str | Path | None = None,
+    folders: Sequence[str] = (),
+    advice: str = "",
+) -> tuple[str, Path]:
+    """The first form of a data set all of whose files lie together in one folder, and that folder.
+
+    forms: name of a form to its file names; of two in one folder the earlier wins. folders: where in a root the files
+    may be, besides `name` and the root itself. advice: what to do when there are none.
+    Raises UserError naming the folders searched and the files wanted.
+    """
+    searched = [base / sub for base in roots(root) for sub in (name, *folders, "")]
+    for folder in searched:
+        for form, files in forms.items():
+            if all((folder / file).is_file() for file in files):
+                return form, folder
+    wanted = " or ".join(_some(files) for files in forms.values())
+    where = ", ".join(str(folder) for folder in searched)
+    then = "put them into one of these folders, or name another with --data-root or MORPHOGEN_DATA"
+    raise UserError(f"The data set {name!r} was not found: none of {where} holds {wanted}; {advice}{then}.")
+
+
+def _some(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} … {files[-1]} ({len(files)} files)"

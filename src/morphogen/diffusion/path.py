@@ -1,0 +1,369 @@
+"""Paths from data to noise: x_t = α(t) x + σ(t) z, with data at t = 0 and noise at t = 1.
+
+    r(t) = σ/α (noise to signal),   log-SNR = 2 log(α/σ),   time(r) the inverse of r(t)
+
+Time is a real number. `Linear` is flow matching's path (Lipman et al. 2023, arXiv 2210.02747), `Cosine` the circle
+α = cos(πt/2), σ = sin(πt/2) (Albergo & Vanden-Eijnden 2023, arXiv 2209.15571), `VP` the variance-preserving SDE with
+β(t) = βmin + t (βmax − βmin) (Song et al. 2021, arXiv 2011.13456), `Exploding` the path of EDM (Karras et al. 2022,
+arXiv 2206.00364): α = 1 and σ = σmax t, so that a step that is straight in t is straight in EDM's σ.
+
+A discrete chain β_0 … β_{T−1} (Ho et al. 2020, arXiv 2006.11239) is `Chain`: its step index i is the time
+t = (i + 1) / T, where α² is the table's ᾱ_i; t = 0 is clean data, ᾱ = 1. Between two such times the angle
+φ = atan2(σ, α) is linear in t: exact at both ends, also where the last ᾱ is zero and its log-SNR infinite.
+
+Every function takes a float (computed in double precision by `math`) or a tensor of any shape, and answers in kind,
+except that a derivative which does not depend on t may be a float.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from bisect import bisect_right
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Noise
+from ..errors import UserError
+from ..spec import Remembers
+
+Scalar = float | Tensor  # one number, or one per sample (B,)
+
+
+def lib(t: Scalar) -> Any:
+    """The module whose exp, log1p, sqrt, … fit `t`: `torch` for tensors, `math` for floats."""
+    return torch if isinstance(t, Tensor) else math
+
+
+def over(a: Scalar, b: Scalar, at_zero: float = 0.0) -> Scalar:
+    """a / b, and `at_zero` where b is 0 (also in the gradient)."""
+    if isinstance(b, Tensor):
+        zero = b == 0
+        return torch.where(zero, at_zero, a / torch.where(zero, 1.0, b))
+    return a / b if b else a * 0 + at_zero
+
+
+class Path(Remembers):
+    """α(t), σ(t), their derivatives by t, and the time of a ratio σ/α."""
+
+    @abstractmethod
+    def alpha(self, t: Scalar) -> Scalar:
+        """What is left of the data at time t."""
+
+    @abstractmethod
+    def sigma(self, t: Scalar) -> Scalar:
+        """How much noise there is at time t."""
+
+    @abstractmethod
+    def dalpha(self, t: Scalar) -> Scalar:
+        """dα/dt."""
+
+    @abstractmethod
+    def dsigma(self, t: Scalar) -> Scalar:
+        """dσ/dt (infinite at t = 0 on `VP`)."""
+
+    @abstractmethod
+    def time(self, ratio: Scalar) -> Scalar:
+        """The time at which σ/α is `ratio` (finite, not negative)."""
+
+    @abstractmethod
+    def clock(self, t: Scalar) -> Scalar:
+        """What a net is told of t: on the scale 0..1000 that sinusoidal embeddings are made for."""
+
+    def ratio(self, t: Scalar) -> Scalar:
+        """σ/α, infinite where nothing is left of the data."""
+        return over(self.sigma(t), self.alpha(t), math.inf)
+
+    def logsnr(self, t: Scalar) -> Scalar:
+        """Log signal-to-noise ratio, 2 log(α/σ): +inf at data, -inf where α = 0."""
+        r = self.ratio(t)
+        if isinstance(r, Tensor):
+            return -2 * r.log()
+        return -2 * math.log(r) if r > 0 else math.inf
+
+
+class At:
+    """A path at one time (or at one time per sample): what a parametrisation reads."""
+
+    __slots__ = ("alpha", "path", "sigma", "t")
+
+    def __init__(self, path: Path, t: Scalar) -> None:
+        self.path, self.t, self.alpha, self.sigma = path, t, path.alpha(t), path.sigma(t)
+
+    @property
+    def dalpha(self) -> Scalar:
+        """dα/dt here."""
+        return self.path.dalpha(self.t)
+
+    @property
+    def dsigma(self) -> Scalar:
+        """dσ/dt here."""
+        return self.path.dsigma(self.t)
+
+
+class Linear(Path):
+    """α = 1 − t, σ = t: straight lines from data to noise."""
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1 - t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return t
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return -1.0
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return 1.0
+
+    def time(self, ratio: Scalar) -> Scalar:
+        return ratio / (1 + ratio)
+
+    def clock(self, t: Scalar) -> Scalar:
+        return 1000 * t
+
+
+class Cosine(Path):
+    """α = cos(πt/2), σ = sin(πt/2), both exactly 0 at their ends."""
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return lib(t).sin((1 - t) * (math.pi / 2))  # cos(pi/2) is 6e-17 in floating point, sin(0) is 0
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return lib(t).sin(t * (math.pi / 2))
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return self.sigma(t) * (-math.pi / 2)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return self.alpha(t) * (math.pi / 2)
+
+    def time(self, ratio: Scalar) -> Scalar:
+        return lib(ratio).atan(ratio) * (2 / math.pi)
+
+    def clock(self, t: Scalar) -> Scalar:
+        return 1000 * t
+
+
+class VP(Path):
+    """α² = exp(−t βmin − t² (βmax − βmin) / 2), σ² = 1 − α²."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max:
+            raise UserError(f"VP needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}: the paper's are 0.1, 20.")
+        self.beta_min, self.slope = beta_min, beta_max - beta_min
+
+    def _exponent(self, t: Scalar) -> Scalar:
+        return -t * (self.beta_min + t * (self.slope / 2))  # log(alpha^2)
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return lib(t).exp(self._exponent(t) / 2)
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return lib(t).sqrt(-lib(t).expm1(self._exponent(t)))  # expm1: no cancellation near data
+
+    def beta(self, t: Scalar) -> Scalar:
+        """The SDE's β(t), in dx = −β/2 x dt + √β dw."""
+        return self.beta_min + t * self.slope
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return self.beta(t) * self.alpha(t) * -0.5
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        alpha = self.alpha(t)
+        return over(self.beta(t) * alpha * alpha * 0.5, self.sigma(t), math.inf)
+
+    def time(self, ratio: Scalar) -> Scalar:
+        m = lib(ratio)
+        exponent = m.log1p(ratio * ratio)
+        return 2 * exponent / (self.beta_min + m.sqrt(self.beta_min**2 + 2 * self.slope * exponent))
+
+    def clock(self, t: Scalar) -> Scalar:
+        return 1000 * t
+
+
+class Exploding(Path):
+    """α = 1, σ = σmax t: EDM's path. Its σ runs from σmax at t = 1 to 0 at t = 0."""
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        self.sigma_max = sigma_max
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return torch.ones_like(t) if isinstance(t, Tensor) else 1.0
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return t * self.sigma_max
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return 0.0
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return self.sigma_max
+
+    def time(self, ratio: Scalar) -> Scalar:
+        return ratio / self.sigma_max
+
+    def clock(self, t: Scalar) -> Scalar:
+        return 1000 * t
+
+
+class Chain(Path):
+    """A discrete chain ᾱ_0 … ᾱ_{T−1} as samples of a continuous path: index i is the time (i + 1) / T.
+
+    A net is told T t − 1, the step's index. Subclasses give the table.
+    """
+
+    def __init__(self, abar: Tensor) -> None:
+        """abar: (T,) float64, falling, in [0, 1)."""
+        self.abar, self.steps = abar, len(abar)
+        self.angles: list[float] = [0.0, *torch.atan2((1 - abar).sqrt(), abar.sqrt()).tolist()]
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def index(self, t: float) -> float:
+        """The step index of a time, T t − 1; -1 is clean data."""
+        return self.steps * t - 1
+
+    def at_index(self, index: float) -> float:
+        """The time of a step index, (i + 1) / T."""
+        return (index + 1) / self.steps
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[device] = torch.tensor(self.angles, dtype=torch.float64, device=device)  # (T + 1,)
+        return self._tables[device]
+
+    def _angle(self, t: Scalar) -> tuple[Any, Any]:
+        """φ and dφ/dt, in double precision."""
+        if isinstance(t, Tensor):
+            table, place = self._table(t.device), t.double() * self.steps
+            i = place.long().clamp(0, self.steps - 1)
+            low = table[i]
+            rise = table[i + 1] - low
+            return low + rise * (place - i), rise * self.steps
+        i = min(max(int(t * self.steps), 0), self.steps - 1)
+        rise = self.angles[i + 1] - self.angles[i]
+        return self.angles[i] + rise * (t * self.steps - i), rise * self.steps
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return _as(t, lib(t).sin(math.pi / 2 - self._angle(t)[0]))
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return _as(t, lib(t).sin(self._angle(t)[0]))
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        angle, slope = self._angle(t)
+        return _as(t, lib(t).sin(angle) * -slope)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        angle, slope = self._angle(t)
+        return _as(t, lib(t).cos(angle) * slope)
+
+    def time(self, ratio: Scalar) -> Scalar:
+        if isinstance(ratio, Tensor):
+            table, angle = self._table(ratio.device), ratio.double().atan()
+            i = (torch.searchsorted(table, angle, right=True) - 1).clamp(0, self.steps - 1)
+            low = table[i]
+            return ((i + (angle - low) / (table[i + 1] - low)) / self.steps).clamp(max=1.0).to(ratio.dtype)
+        angle = math.atan(ratio)
+        i = min(max(bisect_right(self.angles, angle) - 1, 0), self.steps - 1)
+        return min((i + (angle - self.angles[i]) / (self.angles[i + 1] - self.angles[i])) / self.steps, 1.0)
+
+    def clock(self, t: Scalar) -> Scalar:
+        return t * self.steps - 1
+
+
+def _as(t: Scalar, value: Scalar) -> Scalar:
+    return value.to(t.dtype) if isinstance(t, Tensor) and isinstance(value, Tensor) else value
+
+
+class LinearBetas(Chain):
+    """β linear from `first` to `last` (Ho et al. 2020)."""
+
+    def __init__(self, first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> None:
+        super().__init__(_abar(torch.linspace(first, last, steps, dtype=torch.float64)))
+
+
+class ScaledLinearBetas(Chain):
+    """√β linear from √first to √last (Rombach et al. 2022, arXiv 2112.10752)."""
+
+    def __init__(self, first: float = 0.00085, last: float = 0.012, steps: int = 1000) -> None:
+        super().__init__(_abar(torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64).square()))
+
+
+class CosineBetas(Chain):
+    """ᾱ(u) ∝ cos²(π/2 (u + s) / (1 + s)), with each β cut at `clip` (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+
+    def __init__(self, s: float = 0.008, clip: float = 0.999, steps: int = 1000) -> None:
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        f = ((u + s) / (1 + s) * (math.pi / 2)).cos().square()
+        super().__init__(_abar((1 - f[1:] / f[:-1]).clamp(max=clip)))
+
+
+class ZeroTerminal(Chain):
+    """Another chain with √ᾱ shifted and scaled so that the last ᾱ is 0 and the first is kept (Lin et al. 2024,
+    arXiv 2305.08891)."""
+
+    def __init__(self, chain: Chain) -> None:
+        root = chain.abar.sqrt()
+        super().__init__(((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square())
+
+
+def _abar(betas: Tensor) -> Tensor:
+    return (1 - betas).cumprod(0)
+
+
+# ---- where in time a net is trained --------------------------------------------------------------------------------
+
+
+class Density(Remembers):
+    """The law of the times t (B,) at which a net is trained."""
+
+    @abstractmethod
+    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
+        """One time per key of `noise` (B,)."""
+
+
+class Uniform(Density):
+    """t uniform on [low, high]."""
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
+        u = noise.uniform(dtype=dtype)
+        return u if (self.low, self.high) == (0.0, 1.0) else self.low + (self.high - self.low) * u
+
+
+class Steps(Density):
+    """t uniform on the T times 1/T, 2/T, …, 1 of a discrete chain: DDPM's law."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        self.steps = steps
+
+    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
+        return (noise.integers(self.steps) + 1).to(dtype) / self.steps
+
+
+class LogNormal(Density):
+    """log(σ/α) normal: EDM's law (Karras et al. 2022, table 1: −1.2, 1.2)."""
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
+        t = path.time((noise.normal(dtype=dtype) * self.std + self.mean).exp())
+        assert isinstance(t, Tensor)
+        return t
+
+
+class LogitNormal(Density):
+    """Logit of t normal (Esser et al. 2024, arXiv 2403.03206: 0, 1)."""
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
+        return (noise.normal(dtype=dtype) * self.std + self.mean).sigmoid()

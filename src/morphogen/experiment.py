@@ -1,0 +1,245 @@
+"""An experiment is a model, its data and a trainer; what it leaves behind is a run folder. Imports no torch.
+
+run/  spec.json        the experiment's constructor calls, seed and recipe: written before the first step
+      assets/          files that constructors need, by hash
+      checkpoints/     see checkpoint.py
+      log.jsonl        losses, held-out metrics, speed
+      samples/         pictures drawn on the way
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, unknown
+from .spec import Json, Remembers, adopt_assets, build, differences, modules_of, spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .core import Items, Model, Source, Space
+    from .hooks import Voice
+    from .train import Trainer
+
+FORMAT = 1
+
+
+class Data(Remembers):
+    """Where batches come from, what is held out, and the way between tensors and the user's objects."""
+
+    def __init__(self, train: Source, test: Items | None = None, space: Space | None = None) -> None:
+        self.train, self.test, self.space = train, test, space
+
+
+class Experiment(Remembers):
+    """A model, its data and its trainer: what a recipe returns."""
+
+    def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
+        self.model, self.data, self.trainer = model, data, trainer
+
+    def train(
+        self,
+        run: str | Path,
+        *,
+        seed: int = 0,
+        device: str | None = None,
+        voice: Voice | None = None,
+        recipe: Mapping[str, Json] | None = None,
+        until: int | None = None,
+    ) -> Run:
+        """Train into the run folder `run` (made, or continued where it holds this experiment) and return it.
+
+        The model is trained in place, starting from the weights it has. recipe: how the experiment was made (name,
+        arguments), noted in the run. until: stop after this step, as if interrupted.
+        Raises UserError where the folder holds another experiment, naming the difference.
+        """
+        run = Path(run)
+        write_spec(run, self, seed, recipe)
+        self.trainer.fit(self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until)
+        return load(run, modules=modules_of(self), device=device)
+
+
+def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None) -> None:
+    """Write `spec.json`, or hold the one that is there against the experiment."""
+    from . import __version__
+    from .checkpoint import write
+
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{str(run)!r} is a file: name another folder for the run (--run FOLDER).")
+    graph = spec(experiment)
+    path = run / "spec.json"
+    if not path.exists():
+        if run.is_dir() and any(run.iterdir()):
+            raise UserError(f"The folder {str(run)!r} is not empty and holds no run: name another one (--run FOLDER).")
+        run.mkdir(parents=True, exist_ok=True)
+        adopt_assets(graph, run / "assets")
+        page = {"format": FORMAT, "morphogen": __version__, "seed": seed, "recipe": recipe, "experiment": graph}
+        write(path, json.dumps(page, indent=1) + "\n")
+        return
+    there = read_spec(run)
+    adopt_assets(graph, run / "assets")
+    found = differences(there["experiment"], graph)
+    if there["seed"] != seed:
+        found.insert(0, f"seed: {there['seed']} there, {seed} here")
+    if found:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise UserError(
+            f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}."
+            " Continue it with its own settings, or name another folder (--run FOLDER)."
+        )
+
+
+def read_spec(run: str | Path) -> dict[str, Any]:
+    """A run's `spec.json`. Raises UserError where the folder is no run, or of another format."""
+    path = Path(run) / "spec.json"
+    if not path.is_file():
+        raise _no_run(Path(run))
+    try:
+        page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = page["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(f"{str(path)!r} is damaged: restore it from a copy of the run.") from None
+    if version != FORMAT:
+        raise UserError(f"{str(path)!r} is of format {version}, this version reads {FORMAT}: use the one that made it.")
+    return page
+
+
+def _no_run(run: Path) -> UserError:
+    parent = run.parent
+    siblings = [p.name for p in parent.iterdir() if (p / "spec.json").is_file()] if parent.is_dir() else []
+    if siblings:
+        return unknown("run", run.name, siblings, f"(in {str(parent)!r}; `morphogen runs` lists them)")
+    return UserError(f"{str(run)!r} is no run folder: train one first (morphogen train RECIPE --run {run}).")
+
+
+class Run:
+    """A finished or interrupted run, loaded: its model with the weights meant for sampling, and its space.
+
+    Attributes: path, model, space, data, trainer, seed, step (of the weights), page (spec.json).
+    """
+
+    def __init__(self, path: Path, experiment: Experiment, page: dict[str, Any], step: int) -> None:
+        self.path, self.page, self.step = path, page, step
+        self.model, self.data, self.trainer = experiment.model, experiment.data, experiment.trainer
+        self.space, self.seed = experiment.data.space, int(page["seed"])
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the run's log."""
+        from .log import read
+
+        return read(self.path / "log.jsonl")
+
+
+def load(
+    run: str | Path,
+    *,
+    checkpoint: str | int = "newest",
+    modules: Iterable[ModuleType] = (),
+    device: str | torch.device | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Run:
+    """Load a run folder.
+
+    checkpoint: "newest", "best" (by the held-out metric) or a step. modules: where the user's own classes are.
+    Averaged weights are taken where there are any. say: told about damaged checkpoints that were skipped.
+    Raises UserError where the folder is no run, or holds no such checkpoint.
+    """
+    from .checkpoint import Checkpoints, Damaged
+    from .train import choose_device
+
+    path = Path(run)
+    page = read_spec(path)
+    experiment = build(page["experiment"], modules=modules, assets=path / "assets", seed=int(page["seed"]))
+    checkpoints = Checkpoints(path)
+    found = checkpoints.newest(say)
+    if found is None:
+        raise UserError(f"The run {str(path)!r} has no checkpoint yet: continue its training first.")
+    step, parts = found
+    if checkpoint == "best":
+        checkpoint = parts["loop"]["best"].get("step", step)
+    if checkpoint != "newest" and int(checkpoint) != step:
+        step = int(checkpoint)
+        try:
+            parts = checkpoints.load(step)
+        except Damaged as damage:
+            there = ", ".join(map(str, checkpoints.steps()))
+            raise UserError(f"Step {step} of {str(path)!r} cannot be loaded ({damage}): there are {there}.") from None
+    model = experiment.model
+    model.load_state_dict(parts["model"] | parts["frozen"] | parts.get("average", {}))
+    model.step = step
+    model.to(choose_device(device)).eval()
+    return Run(path, experiment, page, step)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+def draw(
+    model: Model,
+    n: int,
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    chunk: int = 64,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """n samples (n, ...): without gradients, in evaluation mode, in padded chunks of one size.
+
+    Sample i depends on (seed, i, chunk) and its own condition only: asking for more samples changes none.
+    cond: conditions (n, ...) by name. options: the model's own sampling keywords ({"guidance": 2.0}).
+    progress: told how many samples are done. Raises UserError for a model that cannot sample, or unknown options.
+    """
+    import torch
+
+    from .core import Noise, Samples, can, each, fold, leaves
+
+    if not can(model, Samples):
+        raise UserError(f"{type(model).__name__} cannot sample: it has no sample(n, cond, noise=...).")
+    sample = model.sample  # type: ignore[operator]
+    known = inspect.signature(sample).parameters
+    for name in options or {}:
+        if name not in known:
+            own = [k for k in known if k not in ("n", "cond", "noise")]
+            raise unknown(f"sampling option of {type(model).__name__}", name, own)
+    if n < 0 or chunk < 1:
+        raise UserError(f"Cannot draw {n} samples in chunks of {chunk}: ask for n >= 0 and chunk >= 1.")
+    for name, c in leaves(cond or {}):
+        if len(c) != n:
+            raise UserError(f"The condition {name!r} has {len(c)} rows for {n} samples: give one row a sample.")
+    anchor = next(iter(model.parameters()), None)
+    device = torch.device("cpu") if anchor is None else anchor.device
+    drawn = []
+    with torch.no_grad(), _evaluating(model), torch.random.fork_rng():
+        for start in range(0, max(n, 1), chunk):
+            rows = torch.arange(start, start + chunk).clamp(max=max(n - 1, 0))
+            piece = None if cond is None or n == 0 else each(cond, lambda c, rows=rows: c[rows.to(c.device)].to(device))
+            torch.manual_seed(fold(seed, start))
+            noise = Noise.seeded(seed, chunk, start=start, device=device)
+            x = sample(chunk, piece, noise=noise, **(options or {}))
+            drawn.append(x[: max(0, min(chunk, n - start))])
+            progress(min(n, start + chunk))
+    return torch.cat(drawn)
+
+
+def import_recipe(name: str) -> Callable[..., Experiment]:
+    """A shipped recipe by its name ("digits-diffusion")."""
+    module = importlib.import_module(f".recipes.{name.replace('-', '_')}", __package__)
+    recipe: Callable[..., Experiment] = getattr(module, name.replace("-", "_"))
+    return recipe

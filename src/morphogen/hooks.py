@@ -1,0 +1,178 @@
+"""What happens now and then beside training, and how a run speaks.
+
+A hook is called every so many steps with the model in evaluation mode and averaged weights; each step reseeds, so
+no hook can change training. A voice is how progress is told: a bar, plain lines, JSON lines, or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from .experiment import draw
+from .spec import Remembers
+
+if TYPE_CHECKING:
+    from .train import Training
+
+
+class Hook(Protocol):
+    """Called every `every` steps and after the last one."""
+
+    every: int
+
+    def __call__(self, training: Training) -> None: ...
+
+
+class SampleGrid(Remembers):
+    """Draw `n` samples into `samples/STEP.png`, always of the same noise.
+
+    wishes: conditions in the user's words, for `Space.cond` ({"label": [0, 1, 2]}). options: the model's own
+    sampling keywords ({"guidance": 2.0}).
+    """
+
+    def __init__(
+        self,
+        every: int = 500,
+        n: int = 64,
+        wishes: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        columns: int | None = None,
+    ) -> None:
+        self.every, self.n, self.wishes, self.options, self.columns = every, n, wishes, options, columns
+
+    def __call__(self, training: Training) -> None:
+        space = training.data.space
+        if space is None:
+            return
+        cond = space.cond(self.n, **self.wishes) if self.wishes else None
+        x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
+        folder = training.run / "samples"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{training.step:08d}.png"
+        space.show(x.cpu(), self.columns).save(path)
+        training.voice.picture(training.step, str(path))
+
+
+# ---- voices --------------------------------------------------------------------------------------------------------
+
+
+class Voice:
+    """Says nothing; the base of the others."""
+
+    def say(self, text: str) -> None:
+        """One sentence for the user."""
+
+    @contextlib.contextmanager
+    def steps(self, start: int, steps: int) -> Iterator[None]:
+        """Around the loop of a run of `steps`, of which `start` are done."""
+        yield
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+
+    def report(self, step: int, line: Mapping[str, Any]) -> None:
+        """A line of the log."""
+
+    def heldout(self, step: int, measured: Mapping[str, float], metric: str) -> None:
+        """A measurement on held-out data."""
+
+    def picture(self, step: int, path: str) -> None:
+        """A picture was written."""
+
+
+class Bar(Voice):
+    """A progress bar with loss, speed and time left, for people at a terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        if self._bar is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            self._bar.write(text, file=self.stream)
+
+    @contextlib.contextmanager
+    def steps(self, start: int, steps: int) -> Iterator[None]:
+        from tqdm import tqdm
+
+        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=self.stream) as self._bar:
+            yield
+        self._bar = None
+
+    def advance(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def report(self, step: int, line: Mapping[str, Any]) -> None:
+        self._bar.set_postfix_str(_brief(line), refresh=False)
+
+    def heldout(self, step: int, measured: Mapping[str, float], metric: str) -> None:
+        self.say(f"step {step}: held-out {_brief({metric: measured[metric], **measured})}")
+
+    def picture(self, step: int, path: str) -> None:
+        self.say(f"step {step}: samples drawn to {path}")
+
+
+class Lines(Voice):
+    """Plain lines, for logs and pipes: at most one progress line in `seconds`."""
+
+    def __init__(self, stream: TextIO | None = None, seconds: float = 5.0) -> None:
+        self.stream, self.seconds = stream or sys.stderr, seconds
+        self._last, self._total = -seconds, 0
+
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def steps(self, start: int, steps: int) -> Iterator[None]:
+        self._total = steps
+        yield
+
+    def report(self, step: int, line: Mapping[str, Any]) -> None:
+        now = time.perf_counter()
+        if now - self._last < self.seconds and step != self._total:
+            return
+        self._last = now
+        rate = line["steps_per_s"]
+        left = f", {(self._total - step) / rate:.0f} s left" if rate else ""
+        self.say(f"step {step}/{self._total}: {_brief(line)}, {rate:.4g} steps/s{left}")
+
+    heldout = Bar.heldout
+    picture = Bar.picture
+
+
+class JsonLines(Voice):
+    """One JSON object a line on stdout, for machines."""
+
+    def _emit(self, **event: Any) -> None:
+        print(json.dumps(event), flush=True)
+
+    def say(self, text: str) -> None:
+        self._emit(event="say", text=text)
+
+    def report(self, step: int, line: Mapping[str, Any]) -> None:
+        self._emit(event="train", **line)
+
+    def heldout(self, step: int, measured: Mapping[str, float], metric: str) -> None:
+        self._emit(event="heldout", step=step, metric=metric, **measured)
+
+    def picture(self, step: int, path: str) -> None:
+        self._emit(event="picture", step=step, path=path)
+
+
+def voice_for(json_lines: bool = False) -> Voice:
+    """The voice that suits where we are: a bar at a terminal, plain lines elsewhere, JSON where asked for."""
+    if json_lines:
+        return JsonLines()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _brief(line: Mapping[str, Any]) -> str:
+    told = {k: v for k, v in line.items() if k not in ("step", "seconds", "steps_per_s", "grad_norm")}
+    return ", ".join(f"{k} {v:.4g}" for k, v in list(told.items())[:4])

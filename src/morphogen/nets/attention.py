@@ -1,0 +1,53 @@
+"""Self-attention over the positions of a grid.
+
+    q, k, v = W_q n(x), W_k n(x), W_v n(x)        n: group norm; one product makes all three
+    y = x + W_o softmax(q k' / sqrt(d)) v         d = channels / heads
+
+Sources: Vaswani et al. 2017, arXiv:1706.03762; in U-Nets Ho, Jain & Abbeel 2020, arXiv:2006.11239.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core import Net
+from ..errors import UserError
+from .conv import group_norm
+from .embed import dense
+
+PLAIN = 1024
+
+
+def attend(
+    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
+) -> Float[Tensor, "b h n d"]:
+    """softmax(q k' / sqrt(d)) v."""
+    if q.device.type == "cpu" and k.shape[2] <= PLAIN:
+        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class SelfAttention(Net):
+    """x (B, C, *size) -> (B, C, *size): every position looks at every other; starts as the identity.
+
+    heads: number of heads, which must divide the channels. groups, eps: of the norm (see `conv.group_norm`).
+    """
+
+    def __init__(self, channels: int, *, heads: int = 1, groups: int = 8, eps: float = 1e-6) -> None:
+        super().__init__()
+        if channels % heads:
+            raise UserError(f"{channels} channels do not divide into {heads} attention heads: use a divisor.")
+        self.heads = heads
+        self.norm = group_norm(groups, channels, eps)
+        self.qkv = dense(channels, 3 * channels, gain=2**0.5)  # Glorot's bound as for three products of their own
+        self.out = dense(channels, channels, gain=0.0)
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+        b, c, n = x.shape[0], x.shape[1], x.shape[2:].numel()
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = self.qkv(h).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        h = attend(q, k, v).transpose(1, 2).reshape(b, n, c)  # (B, N, C)
+        return x + self.out(h).transpose(1, 2).reshape(x.shape)

@@ -1,0 +1,331 @@
+"""The constructor is the configuration: objects remember the call that made them.
+
+`spec(obj)` is that call as a JSON graph (class, every argument, defaults included; an object used twice is written
+once and referred to), `build(graph)` makes the object again, and `differences(a, b)` names what differs.
+
+A graph cannot choose what is imported: names resolve only in this package and in modules that the caller hands to
+`build`, and only to what is defined there. Nothing is unpickled or evaluated. Tensors and files enter as `Asset`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+Json = Any
+PACKAGE = __name__.partition(".")[0]
+
+
+class Remembers:
+    """Mixin: the instance remembers its constructor's arguments, for `spec`."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        self.__dict__["_call"] = (args, kwargs)
+        return self
+
+
+class Asset(Remembers):
+    """A file that a constructor needs (a vocabulary, a tensor): copied into the run and found again by its hash.
+
+    path: the file. `Asset.sha256` is its content's hash, made when the asset is made.
+    Raises UserError where the file is missing.
+    """
+
+    def __init__(self, path: str | Path, sha256: str = "") -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"The file {str(path)!r} does not exist: give the path of an existing file.")
+        self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        if sha256 and sha256 != self.sha256:
+            raise UserError(f"The file {str(path)!r} has changed since the run was made: its SHA-256 is another one.")
+
+
+def arguments(obj: Remembers) -> dict[str, Any]:
+    """The arguments that `obj` was made with, defaults included, by name."""
+    args, kwargs = obj.__dict__["_call"]
+    bound = inspect.signature(type(obj).__init__).bind(obj, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
+
+
+# ---- object -> graph -----------------------------------------------------------------------------------------------
+
+
+def spec(obj: Any) -> Json:
+    """The JSON graph of the calls that made `obj`. Raises UserError on what cannot be written (a lambda, a tensor)."""
+    counts: dict[int, int] = {}
+    _count(obj, counts)
+    return _write(obj, type(obj).__name__, counts, {})
+
+
+def _count(value: Any, counts: dict[int, int]) -> None:
+    if isinstance(value, Remembers):
+        counts[id(value)] = counts.get(id(value), 0) + 1
+        if counts[id(value)] == 1:
+            _count(arguments(value), counts)
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            _count(v, counts)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            _count(v, counts)
+
+
+def _write(value: Any, where: str, counts: dict[int, int], ids: dict[int, int]) -> Json:
+    def write(v: Any, name: str) -> Json:
+        return _write(v, f"{where}.{name}", counts, ids)
+
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, Remembers):
+        if id(value) in ids:
+            return {"ref": ids[id(value)]}
+        node: dict[str, Json] = {"class": name_of(type(value), where)}
+        if counts[id(value)] > 1:
+            node["id"] = ids[id(value)] = len(ids)
+        if isinstance(value, Asset):
+            return node | {"args": {"path": str(value.path), "sha256": value.sha256}}
+        return node | {"args": {k: write(v, k) for k, v in arguments(value).items()}}
+    if isinstance(value, list):
+        return [write(v, str(i)) for i, v in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"tuple": [write(v, str(i)) for i, v in enumerate(value)]}
+    if isinstance(value, Mapping):
+        if not all(isinstance(k, str) for k in value):
+            raise UserError(f"{where} is a mapping with keys that are not strings: use string keys.")
+        return {"dict": {k: write(v, k) for k, v in value.items()}}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return {"name": name_of(value, where)}
+    if type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device"):
+        return {type(value).__name__: str(value).removeprefix("torch.")}
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0 and type(value).__module__ == "numpy":
+        return write(value.item(), "item")
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    advice = (
+        "save it to a file and pass Asset(path)"
+        if hasattr(value, "shape")
+        else "derive its class from morphogen.Net (a network) or morphogen.Remembers (anything else)"
+    )
+    raise UserError(f"{where} is a {kind}, which a run cannot write down: {advice}.")
+
+
+def name_of(thing: Any, where: str = "This") -> str:
+    """'module:qualified.name' of a class or function, by which `build` finds it again."""
+    module, name = thing.__module__, thing.__qualname__
+    if "<" in name:
+        what = "a lambda" if name.endswith("<lambda>") else f"{name!r}, defined inside a function"
+        raise UserError(f"{where} is {what}, which cannot be found again by name: define it at the top of a module.")
+    if module == "__main__":
+        module = Path(getattr(sys.modules["__main__"], "__file__", None) or "__main__").stem
+    return f"{module}:{name}"
+
+
+def assets(graph: Json) -> Iterator[dict[str, Json]]:
+    """The argument mappings (path, sha256) of the assets in a graph; editing `path` there moves the asset."""
+    if isinstance(graph, dict):
+        if graph.get("class") == f"{__name__}:Asset":
+            yield graph["args"]
+        else:
+            for v in graph.values():
+                yield from assets(v)
+    elif isinstance(graph, list):
+        for v in graph:
+            yield from assets(v)
+
+
+def adopt_assets(graph: Json, folder: Path) -> None:
+    """Copy the graph's assets into `folder` (named by hash) and let the graph refer to the copies, by name alone."""
+    for args in assets(graph):
+        source = Path(args["path"])
+        target = folder / f"{args['sha256'][:16]}-{source.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            partial = target.with_name(target.name + ".partial")
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+        args["path"] = target.name
+
+
+# ---- graph -> object -----------------------------------------------------------------------------------------------
+
+
+def build(
+    graph: Json, *, modules: Iterable[types.ModuleType] = (), assets: Path | None = None, seed: int | None = None
+) -> Any:
+    """Make the object of a graph again.
+
+    modules: where names outside this package may be found. assets: the folder that holds the graph's assets.
+    seed: seeds torch's default generator while building (and restores it), so that weights are a function of it.
+    Raises UserError where a name is not found or not allowed.
+    """
+    maker = _Maker({_module_name(m): m for m in modules}, assets)
+    if seed is None:
+        return maker.make(graph)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return maker.make(graph)
+
+
+def _module_name(module: types.ModuleType) -> str:
+    name = module.__name__
+    return Path(module.__file__ or name).stem if name == "__main__" else name
+
+
+class _Maker:
+    def __init__(self, modules: dict[str, types.ModuleType], assets: Path | None) -> None:
+        self.modules, self.assets, self.shared = modules, assets, dict[int, Any]()
+
+    def find(self, name: str) -> Any:
+        module_name, _, path = name.partition(":")
+        if module_name in self.modules:
+            module: Any = self.modules[module_name]
+        elif module_name.partition(".")[0] == PACKAGE:
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"This run needs {module_name!r}, which this version of {PACKAGE} lacks: use the one that made it."
+                ) from error
+        else:
+            raise UserError(
+                f"This run uses {path!r} of your module {module_name!r}: name that file at the call"
+                f" (--with {module_name}.py, or modules=[{module_name}] in Python)."
+            )
+        thing = module
+        for part in path.split("."):
+            thing = vars(thing).get(part) if hasattr(thing, "__dict__") else None
+        if not isinstance(thing, type | types.FunctionType) or thing.__module__ != module.__name__:
+            raise UserError(f"{module_name!r} defines no {path!r}: the run was made by another version of that file.")
+        return thing
+
+    def make(self, node: Json) -> Any:
+        if isinstance(node, list):
+            return [self.make(v) for v in node]
+        if not isinstance(node, dict):
+            return node
+        if "class" in node:
+            return self.construct(node)
+        try:
+            ((kind, value),) = node.items()
+        except ValueError:
+            raise UserError(f"This spec is damaged: {str(node)[:80]} is no node of a graph.") from None
+        match kind:
+            case "ref":
+                return self.shared[value]
+            case "tuple":
+                return tuple(self.make(v) for v in value)
+            case "dict":
+                return {k: self.make(v) for k, v in value.items()}
+            case "float":
+                return float(value)
+            case "path":
+                return Path(value)
+            case "name":
+                return self.find(value)
+            case "dtype" | "device":
+                import torch
+
+                return getattr(torch, value) if kind == "dtype" else torch.device(value)
+        raise UserError(f"This spec is damaged or of another version: it has a node {kind!r}.")
+
+    def construct(self, node: Json) -> Any:
+        cls = self.find(node["class"])
+        if not (isinstance(cls, type) and issubclass(cls, Remembers)):
+            raise UserError(f"{node['class']!r} is not a class that a run may make: derive it from Remembers.")
+        args = {k: self.make(v) for k, v in node["args"].items()}
+        if cls is Asset and self.assets is not None:
+            args["path"] = self.assets / args["path"]
+        obj = call(cls, args)
+        if "id" in node:
+            self.shared[node["id"]] = obj
+        return obj
+
+
+def call(f: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    """Call f with arguments by name, its positional-only and *rest ones included."""
+    positional: list[Any] = []
+    named = dict(args)
+    signature = inspect.signature(f)
+    for p in signature.parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            before = [q.name for q in signature.parameters.values() if q.kind is q.POSITIONAL_OR_KEYWORD]
+            positional = [named.pop(q) for q in before] + list(named.pop(p.name, ()))
+        elif p.kind is p.VAR_KEYWORD:
+            named |= named.pop(p.name, {})
+    return f(*positional, **named)
+
+
+# ---- graph against graph -------------------------------------------------------------------------------------------
+
+
+def differences(old: Json, new: Json, where: str = "") -> list[str]:
+    """What differs between two graphs, as lines 'model.net.width: 64 there, 96 here'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        if "class" in old and old.get("class") == new.get("class"):
+            return differences(old["args"], new["args"], where)
+        if set(old) == set(new) == {"dict"} or set(old) == set(new) == {"tuple"}:
+            return differences(*old.values(), *new.values(), where)
+        if "class" not in old and "class" not in new:
+            found = []
+            for k in [*old, *(k for k in new if k not in old)]:
+                found += differences(old.get(k, _ABSENT), new.get(k, _ABSENT), f"{where}.{k}" if where else k)
+            return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{where}[{i}]")]
+    return [] if old == new else [f"{where or 'the object'}: {_short(old)} there, {_short(new)} here"]
+
+
+_ABSENT = object()
+
+
+def _short(node: Json) -> str:
+    if node is _ABSENT:
+        return "absent"
+    if isinstance(node, dict) and "class" in node:
+        return str(node["class"]).partition(":")[2]
+    text = str(next(iter(node.values())) if isinstance(node, dict) and len(node) == 1 else node)
+    return text if len(text) < 60 else text[:57] + "…"
+
+
+def modules_of(obj: Any) -> list[types.ModuleType]:
+    """The modules that define the classes and functions of `obj`'s graph: all that `build` needs to make it again."""
+    found: dict[str, types.ModuleType] = {}
+    seen: set[int] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Remembers):
+            if id(value) in seen:
+                return
+            seen.add(id(value))
+            found.setdefault(type(value).__module__, sys.modules[type(value).__module__])
+            walk(arguments(value))
+        elif isinstance(value, Mapping):
+            for v in value.values():
+                walk(v)
+        elif isinstance(value, list | tuple):
+            for v in value:
+                walk(v)
+        elif isinstance(value, type | types.FunctionType):
+            found.setdefault(value.__module__, sys.modules[value.__module__])
+
+    walk(obj)
+    return list(found.values())

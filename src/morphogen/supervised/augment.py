@@ -1,0 +1,84 @@
+"""Augmentation of images as a function of each sample's key: the same for any batch size, order or rank.
+
+Each is called with images x (B, C, H, W) and the batch's `Noise`, and returns images of the same shape; row i depends
+on x[i] and key i alone. `fill` is the background's value, which comes in at the edges; None mirrors the image there.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core import Noise
+from ..errors import UserError
+from ..spec import Remembers
+
+
+class Augmentation(Protocol):
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor: ...
+
+
+class Shift(Remembers):
+    """Moves each image by a whole number of pixels, uniform on -pixels … pixels, along either axis."""
+
+    def __init__(self, pixels: int, fill: float | None = -1.0) -> None:
+        if pixels < 0:
+            raise UserError(f"Shift was given {pixels} pixels: give the largest shift, 0 or more.")
+        self.pixels, self.fill = pixels, fill
+
+    def __call__(self, x: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b c h w"]:
+        b, _, h, w = x.shape
+        p = self.pixels
+        if self.fill is None and p >= min(h, w):
+            raise UserError(f"Shift({p}) cannot mirror images of {h} x {w}: give fewer pixels, or a fill.")
+        border = (p, p, p, p)
+        x = F.pad(x, border, mode="reflect") if self.fill is None else F.pad(x, border, value=self.fill)
+        start = noise.integers(2 * p + 1, 2)  # (B, 2)
+        row = start[:, :1] + torch.arange(h, device=x.device)  # (B, H)
+        column = start[:, 1:] + torch.arange(w, device=x.device)  # (B, W)
+        sample = torch.arange(b, device=x.device)[:, None, None]
+        return x[sample, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+
+
+class Flip(Remembers):
+    """Mirrors each image left to right with probability p."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise UserError(f"Flip was given p={p}, which is no probability: use 0 to 1.")
+        self.p = p
+
+    def __call__(self, x: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b c h w"]:
+        mirrored = noise.uniform(1, 1, 1, dtype=torch.float32) < self.p  # (B, 1, 1, 1)
+        return torch.where(mirrored, x.flip(3), x)
+
+
+class Warp(Remembers):
+    """Turns and scales each image about its centre and slants it, bilinearly.
+
+    degrees: largest turn. scale: largest change of the scale, in either direction, as a share. shear: largest slant of
+    the columns, as a slope. Each is uniform on its interval.
+    """
+
+    def __init__(self, degrees: float = 10.0, scale: float = 0.1, shear: float = 0.0, fill: float | None = -1.0) -> None:
+        if not 0 <= scale < 1:
+            raise UserError(f"Warp was given scale={scale}: give the largest share that images grow or shrink by, below 1.")
+        self.degrees, self.scale, self.shear, self.fill = degrees, scale, shear, fill
+
+    def __call__(self, x: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b c h w"]:
+        h, w = x.shape[2:]
+        turn, grow, slant = (2 * noise.uniform(3, dtype=x.dtype) - 1).unbind(1)  # (B,) each
+        angle, size = turn * (self.degrees * torch.pi / 180), 1 + grow * self.scale
+        cos, sin, slope = angle.cos() / size, angle.sin() / size, slant * self.shear
+        zero = torch.zeros_like(cos)
+        # Where each output pixel comes from, in units of half the image: the axes' lengths enter where it turns.
+        first = torch.stack((cos, (sin + slope * cos) * (h / w), zero), 1)
+        second = torch.stack((-sin * (w / h), cos - slope * sin, zero), 1)
+        grid = F.affine_grid(torch.stack((first, second), 1), list(x.shape), align_corners=False)  # (B, H, W, 2)
+        if self.fill is None:
+            return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+        return F.grid_sample(x - self.fill, grid, padding_mode="zeros", align_corners=False) + self.fill

@@ -1,0 +1,695 @@
+"""The loop: one trainer for every model.
+
+    batch = source.next(model, heard);  for each due turn:  loss = model(batch, phase) -> backward -> step -> after_step
+
+`Trainer` is the configuration, `Training` the live thing that a checkpoint can hold whole. Each step reseeds the
+default generator with fold(seed, step, rank), so nothing random is saved and any step can be replayed alone.
+
+With pieces i of a batch (`micro`) and denominators k, what is differentiated is the sum over i, k of
+    value[i][k] * counts[i][k] / sum_j counts[j][k],
+the whole batch's own gradient whatever the split.
+
+NaN and Inf: loss and gradient norm of every turn are watched on the device. On a CPU they are read before the
+optimiser moves. Elsewhere the update is switched off on the device where they are not finite, and the flag is read
+one turn late, when the device has long moved on; either way no bad number reaches weights or checkpoint. The turn
+is then replayed from its kept batch and seed to name the first bad tensor and the data it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .average import EMA, Average
+from .checkpoint import Checkpoints
+from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, leaves, size
+from .errors import UserError, unknown
+from .experiment import Data
+from .heldout import HeldOut
+from .hooks import Hook, Voice, voice_for
+from .log import Log
+from .optim import AdamW, Constant, Optim
+from .spec import Remembers
+
+
+class NotFinite(UserError):
+    """Training met NaN or Inf; says step, phase, first bad tensor and data indices."""
+
+
+class Stopped(Exception):
+    """Training was told to stop by a signal, and has saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; the run is saved")
+        self.signum = signum
+
+
+class Trainer(Remembers):
+    """How a model is trained.
+
+    steps: how many steps. optim: one maker of optimisers, or one per `trains` name of the model's phases
+    (`{"generator": AdamW(2e-4), "critic": AdamW(1e-4)}`; several names of one phase joined by "+").
+    micro: samples per piece of a batch: less memory, the same gradient. clip: largest gradient norm.
+    dtype: "float32", or "bfloat16" for autocast in the forward pass. ema: averaged weights for sampling.
+    heldout: what to measure on held-out data and how often. hooks: what else to do now and then (pictures).
+    save_every, keep: checkpoints. log_every: lines of the log. recompute: gradient checkpointing of every module
+    marked `recomputable`. compile: `torch.compile` the nets in place (without a compiler: eagerly, and said once).
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        optim: Optim | Mapping[str, Optim] = AdamW(),  # noqa: B008  (immutable)
+        micro: int | None = None,
+        clip: float | None = None,
+        dtype: str = "float32",
+        ema: EMA | None = None,
+        heldout: HeldOut | None = None,
+        hooks: Sequence[Hook] = (),
+        save_every: int = 500,
+        keep: int = 2,
+        log_every: int = 50,
+        recompute: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if steps < 1 or save_every < 1 or log_every < 1 or keep < 1 or (micro is not None and micro < 1):
+            raise UserError("A Trainer's steps, save_every, log_every, keep and micro must each be at least 1.")
+        if dtype not in ("float32", "bfloat16"):
+            raise unknown("training dtype", dtype, ("float32", "bfloat16"))
+        self.steps, self.optim, self.micro, self.clip, self.dtype, self.ema = steps, optim, micro, clip, dtype, ema
+        self.heldout, self.hooks, self.save_every, self.keep, self.log_every = heldout, hooks, save_every, keep, log_every
+        self.recompute, self.compile = recompute, compile
+
+    def fit(
+        self,
+        model: Model,
+        data: Data,
+        *,
+        run: str | Path,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        voice: Voice | None = None,
+        until: int | None = None,
+    ) -> Training:
+        """Train `model` in place on `data`, in the run folder `run`; what is already there is continued.
+
+        device: chosen automatically where None. until: stop (and save) after this step, as if interrupted.
+        Raises NotFinite, Stopped (after saving), and UserError.
+        """
+        voice = voice or voice_for()
+        training = Training(self, model, data, Path(run), seed=seed, device=choose_device(device), voice=voice)
+        training.begin()
+        training.loop(self.steps if until is None else min(until, self.steps))
+        return training
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else the machine's accelerator, else the CPU. UserError where it is not there."""
+    if device is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if found is None else torch.device(found.type)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu"] + ([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])
+        raise UserError(f"Device {str(device)!r} is not on this machine: use {' or '.join(here)}.") from error
+    return chosen
+
+
+class Turn(NamedTuple):
+    """A phase or update with what the loop needs to run it."""
+
+    name: str
+    every: int
+    params: list[nn.Parameter]
+    optimisers: list[torch.optim.Optimizer]
+    schedule: Callable[[int, int], float] | None
+
+
+class Suspect(NamedTuple):
+    """A turn whose numbers have not been read yet."""
+
+    step: int
+    turn: Turn
+    batch: Batch
+    bad: Tensor
+
+
+class Training:
+    """A training in progress: model, optimisers, averages, source and log, all that a checkpoint holds.
+
+    Attributes for hooks: model, data, run, step, seed, device, voice, log, and `averaged()`.
+    """
+
+    def __init__(
+        self, trainer: Trainer, model: Model, data: Data, run: Path, *, seed: int, device: torch.device, voice: Voice
+    ) -> None:
+        self.trainer, self.model, self.data, self.run = trainer, model.to(device), data, run
+        self.seed, self.device, self.voice, self.rank = seed, device, voice, 0
+        self.step = 0
+        self.heard: Mapping[str, Loss] = {}
+        self.source: Source = data.train
+        self.checkpoints = Checkpoints(run, trainer.keep)
+        self.log = Log(run / "log.jsonl")
+        self.average: Average | None = trainer.ema.of(model) if trainer.ema else None
+        self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
+        self.stop_early = False
+        self.signal = 0
+        self._saved = -1  # the step of the newest checkpoint that this process wrote or read
+        self._names = {p: n for n, p in model.named_parameters()}
+        self.turns = self._turns(model.phases())
+        self._all = [p for p in model.parameters() if p.requires_grad]
+        self._several = len({tuple(map(id, t.params)) for t in self.turns if t.optimisers}) > 1
+        self._suspect: Suspect | None = None
+        self._cpu = device.type == "cpu"
+        self._generators = [torch.default_generator] + (
+            [torch.cuda.default_generators[torch.cuda.current_device()]] if device.type == "cuda" else []
+        )
+
+    # ---- setting up
+
+    def _turns(self, phases: Sequence[Phase | Update]) -> list[Turn]:
+        made: dict[tuple[str, ...], tuple[list[nn.Parameter], list[torch.optim.Optimizer], Optim]] = {}
+        turns = []
+        for phase in phases:
+            f = phase.loss if isinstance(phase, Phase) else phase.rule
+            name = getattr(f, "__name__", "")
+            if getattr(f, "__self__", None) is not self.model or not name:
+                raise UserError(
+                    f"A phase of {type(self.model).__name__} is {f!r}: give a method of the model itself (self.loss)."
+                )
+            if isinstance(phase, Update):
+                turns.append(Turn(name, phase.every, [], [], None))
+                continue
+            if phase.trains not in made:
+                named = self._named(phase.trains)
+                maker = self._maker(phase.trains)
+                made[phase.trains] = (list(named.values()), maker.make(named), maker)
+            params, optimisers, maker = made[phase.trains]
+            schedule = maker.schedule
+            constant = isinstance(schedule, Constant) and schedule.warmup == 0
+            turns.append(Turn(name, phase.every, params, optimisers, None if constant else schedule))
+        for optimiser in (o for t in turns for o in t.optimisers):
+            for group in optimiser.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        return turns
+
+    def _named(self, trains: tuple[str, ...]) -> dict[str, nn.Parameter]:
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        for prefix in trains:
+            if prefix and not any(n == prefix or n.startswith(prefix + ".") for n in named):
+                raise unknown("trained part", prefix, {n.partition(".")[0] for n in named})
+        picked = {n: p for n, p in named.items() if any(t in ("", n) or n.startswith(t + ".") for t in trains)}
+        if not picked:
+            raise UserError(f"{type(self.model).__name__} has a phase but no parameter to train: use Update instead.")
+        return picked
+
+    def _maker(self, trains: tuple[str, ...]) -> Optim:
+        if not isinstance(self.trainer.optim, Mapping):
+            return self.trainer.optim
+        name = "+".join(trains)
+        if name not in self.trainer.optim:
+            raise unknown("optimiser for the phase that trains", name, self.trainer.optim)
+        return self.trainer.optim[name]
+
+    def begin(self) -> None:
+        """Start afresh, or continue what the run folder holds; says which."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.source.start(Place(self.rank, 1, self.device, self.seed))
+        self._prepare_nets()
+        self.model.train()
+        found = self.checkpoints.newest(self.voice.say)
+        if found is None:
+            self.log.open(after=-1)
+            self._start_model()
+            self.save()
+            n = sum(p.numel() for p in self.model.parameters())
+            where = f"{self.device}, {torch.get_num_threads()} threads" if self._cpu else str(self.device)
+            self.voice.say(f"Training {type(self.model).__name__} ({n:,} parameters) on {where} into {self.run}.")
+        else:
+            step, parts = found
+            self.restore(step, parts)
+            self.log.open(after=step)
+            self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
+
+    def _start_model(self) -> None:
+        if type(self.model).start is Model.start:
+            return
+        with contextlib.suppress(CannotRestore):
+            before = self.source.state()
+            self.model.start(self._next(1))
+            self.source.restore(before)  # step 1 sees the same batch again
+            return
+        self.model.start(self._next(1))
+
+    def _prepare_nets(self) -> None:
+        if self.trainer.recompute:
+            for module in self.model.modules():
+                if getattr(module, "recomputable", False):
+                    _recompute(module)
+        if self.trainer.compile:
+            if _compiler_works():
+                for child in self.model.children():
+                    child.compile()
+            else:
+                self.voice.say("No working compiler was found for torch.compile, so everything runs eagerly.")
+
+    # ---- the loop
+
+    def loop(self, last: int) -> None:
+        """Take steps until `last` (or early stopping, or a signal), saving, logging and measuring on the way."""
+        trainer = self.trainer
+        heldout = trainer.heldout if self.data.test is not None else None
+        with self._signals(), self.voice.steps(self.step, trainer.steps):
+            while self.step < last and not self.stop_early and not self.signal:
+                self.advance()
+                step, final = self.step, self.step == trainer.steps
+                if step % trainer.log_every == 0 or final:
+                    self._log_line()
+                save = step % trainer.save_every == 0
+                if heldout is not None and (step % heldout.every == 0 or final):
+                    save = self._measure(heldout) or save
+                self.voice.advance(step)
+                for hook in trainer.hooks:
+                    if step % hook.every == 0 or final:
+                        self._hook(hook)
+                if save and not final:
+                    self.save()
+            self.watch_read()
+            self.save()
+        self.log.close()
+        if self.signal:
+            raise Stopped(self.signal)
+
+    def advance(self) -> None:
+        """One step: the next batch, and every due turn on it."""
+        step = self.step + 1
+        self.model.step = self.step
+        self._reseed(step)
+        batch = self._next(step)
+        heard = {}
+        for turn in self.turns:
+            if step % turn.every == 0:
+                said = self._differentiate(step, turn, batch) if turn.optimisers else self._update(turn, batch)
+                self.model.after_step(turn.name, said.seen)
+                heard[turn.name] = said
+        self.heard = heard
+        self.step = step
+        if self.average is not None:
+            self.average.update(step)
+
+    def _reseed(self, step: int) -> None:
+        value = fold(self.seed, step, self.rank)
+        for generator in self._generators:
+            generator.manual_seed(value)
+
+    def _next(self, step: int) -> Batch:
+        batch = self.source.next(self.model, self.heard)
+        return batch if self._cpu else each(batch, lambda t: t.to(self.device, non_blocking=True))
+
+    def _forward(self, piece: Batch, name: str) -> Loss:
+        if self.trainer.dtype == "float32":
+            said: Loss = self.model(piece, name)
+            return said
+        with torch.autocast(self.device.type, torch.bfloat16):
+            said = self.model(piece, name)
+        return said
+
+    def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
+        if self._several:
+            for p in self._all:
+                p.requires_grad_(False)
+            for p in turn.params:
+                p.requires_grad_(True)
+        said = self._backward(turn, batch)
+        grads = [p.grad for p in turn.params if p.grad is not None]
+        if not grads:
+            raise UserError(
+                f"Phase {turn.name!r} of {type(self.model).__name__} gives no gradient to any parameter it trains:"
+                " its loss is detached, or `trains` names the wrong part."
+            )
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # type: ignore[no-untyped-call]
+        value = said.value if isinstance(said.value, Tensor) else sum(said.value.values(), torch.zeros_like(norm))
+        self._watch(step, turn, batch, norm, value, grads)
+        if self.trainer.clip is not None:
+            scale = (self.trainer.clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(grads, scale)
+        if turn.schedule is not None:
+            factor = turn.schedule(step, self.trainer.steps)
+            for optimiser in turn.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+        for optimiser in turn.optimisers:
+            optimiser.step()
+        for p in turn.params:
+            p.grad = None
+        if self._several:
+            for p in self._all:
+                p.requires_grad_(True)
+        name = "" if turn.name == "loss" else turn.name + "."
+        self.log.tally(name + "loss", value)
+        self.log.tally(name + "grad_norm", norm)
+        for key, log in said.logs.items():
+            self.log.tally(name + key, log)
+        if not isinstance(said.value, Tensor):
+            for key, part in said.value.items():
+                self.log.tally(f"{name}loss.{key}", part)
+        return said
+
+    def _backward(self, turn: Turn, batch: Batch) -> Loss:
+        """Gradients of the whole batch, piece by piece; what the phase said, detached."""
+        counts = self.model.counts(batch)
+        pieces = self._pieces(batch) if counts else [batch]
+        if len(pieces) == 1:
+            said = self._forward(batch, turn.name)
+            value = said.value
+            total = value if isinstance(value, Tensor) else _total(value)
+            total.backward()
+            return Loss(_detached(value), {k: v.detach() for k, v in said.logs.items()}, said.seen)
+        shares = [self.model.counts(piece) for piece in pieces]
+        sums = {k: sum(s[k] for s in shares) for k in counts}
+        values: dict[str, Tensor] = {}
+        logs: dict[str, Tensor] = {}
+        seen: dict[str, list[Tensor]] = {}
+        n = size(batch)
+        for piece, share in zip(pieces, shares, strict=True):
+            said = self._forward(piece, turn.name)
+            parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
+            if unnamed := set(parts) - set(sums):
+                raise unknown("denominator", sorted(unnamed)[0], sums, "(counts must name every mean of the loss)")
+            weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if sums[k]}
+            _total(weighted).backward()
+            for k, v in weighted.items():
+                values[k] = values.get(k, 0) + v.detach()
+            for k, v in said.logs.items():
+                logs[k] = logs.get(k, 0) + v.detach() * (size(piece) / n)
+            for k, v in said.seen.items():
+                seen.setdefault(k, []).append(v.detach())
+        value = values[""] if set(values) == {""} else values
+        return Loss(value, logs, {k: torch.cat(v) for k, v in seen.items()})
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        micro, n = self.trainer.micro, size(batch)
+        if micro is None or micro >= n:
+            return [batch]
+        return [each(batch, lambda t, i=i: t[i : i + micro]) for i in range(0, n, micro)]  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _update(self, turn: Turn, batch: Batch) -> Loss:
+        said = self._forward(batch, turn.name)
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
+        if self._cpu and not math.isfinite(value.item()):
+            raise NotFinite(f"Step {self.step + 1}, update {turn.name!r}: its value is {value.item()}.")
+        self.log.tally("" if turn.name == "loss" else turn.name + ".loss", value)
+        return said
+
+    # ---- NaN and Inf
+
+    def _watch(
+        self, step: int, turn: Turn, batch: Batch, norm: Tensor, value: Tensor, grads: list[Tensor]
+    ) -> None:
+        if self._cpu:
+            if not math.isfinite(norm.item() + value.item()):
+                raise self._explain(step, turn, batch)
+            return
+        bad = (norm + value).isfinite().logical_not_()
+        self.watch_read()  # the turn before this one: its numbers are there by now
+        self._suspect = Suspect(step, turn, batch, bad)
+        for optimiser in turn.optimisers:
+            if getattr(optimiser, "_step_supports_amp_scaling", False):
+                optimiser.found_inf, optimiser.grad_scale = bad.float(), None  # type: ignore[attr-defined]
+            else:
+                torch._foreach_mul_(grads, torch.zeros_like(norm).where(bad, 1.0))
+                for grad in grads:
+                    grad.nan_to_num_(0.0, 0.0, 0.0)
+
+    def watch_read(self) -> None:
+        """Read the flag of the last turn; raises NotFinite where its numbers were bad."""
+        suspect, self._suspect = self._suspect, None
+        if suspect is not None and bool(suspect.bad):
+            raise self._explain(suspect.step, suspect.turn, suspect.batch)
+
+    def _explain(self, step: int, turn: Turn, batch: Batch) -> NotFinite:
+        """Replay the turn, weights untouched, to name what was bad."""
+        self._reseed(step)
+        names = {m: n for n, m in self.model.named_modules()}
+        first: list[str] = []
+
+        def look(module: nn.Module, _args: Any, output: Any) -> None:
+            tensors = [output] if isinstance(output, Tensor) else [t for t in _tensors(output)]
+            if module is not self.model and any(t.is_floating_point() and not t.isfinite().all() for t in tensors):
+                first.append(f"the output of {names[module] or 'the model'!r}")
+
+        bad_inputs = [n for n, t in leaves(batch) if t.is_floating_point() and not t.isfinite().all()]
+        handles = [m.register_forward_hook(look) for m in self.model.modules()]
+        for p in turn.params:
+            p.grad = None
+        try:
+            loss = self._backward(turn, batch).value
+        finally:
+            for h in handles:
+                h.remove()
+        values = {"": loss} if isinstance(loss, Tensor) else loss
+        bad_grads = [self._names[p] for p in turn.params if p.grad is not None and not p.grad.isfinite().all()]
+        if bad_inputs:
+            what = f"the batch's {bad_inputs[0]!r} itself"
+        elif first:
+            what = first[0]
+        elif any(not v.isfinite().all() for v in values.values()):
+            what = "the loss, all module outputs being finite"
+        elif bad_grads:
+            what = f"the gradient of {bad_grads[0]!r}, the loss being finite"
+        else:
+            what = "the gradient norm, which overflows while every gradient is finite"
+        rows = self._guilty(step, turn, batch)
+        for p in turn.params:
+            p.grad = None
+        kept = self.checkpoints.steps()
+        return NotFinite(
+            f"Step {step}, phase {turn.name!r}: the first tensor that is not finite is {what}; data indices"
+            f" {rows}. No bad number was saved (last checkpoint: step {kept[-1] if kept else 'none'}): check that"
+            " data, lower the learning rate, or set clip=1.0."
+        )
+
+    def _guilty(self, step: int, turn: Turn, batch: Batch, most: int = 8) -> str:
+        """The indices of the samples whose own loss or gradient is not finite."""
+        n = size(batch)
+        if not self.model.counts(batch) or n > 4096:
+            return "not separable"
+        index = batch.get("index")
+        guilty = []
+        for i in range(n):
+            for p in turn.params:
+                p.grad = None
+            self._reseed(step)
+            with contextlib.suppress(Exception):  # a model may refuse a batch of one: then this sample is not named
+                loss = self._backward(turn, each(batch, lambda t, i=i: t[i : i + 1])).value  # type: ignore[misc]
+                values = [loss] if isinstance(loss, Tensor) else list(loss.values())
+                grads = [p.grad for p in turn.params if p.grad is not None]
+                if not all(t.isfinite().all() for t in [*values, *grads]):
+                    guilty.append(i if index is None else int(index[i]))
+        shown = ", ".join(map(str, guilty[:most])) + (", …" if len(guilty) > most else "")
+        return f"{shown} ({len(guilty)} of {n})" if guilty else "none alone (only together)"
+
+    # ---- now and then
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model with averaged weights, where there are any."""
+        return self.average.swapped() if self.average else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Evaluation mode with averaged weights; the model's modes are put back afterwards."""
+        modes = {m: m.training for m in self.model.modules()}
+        self.model.eval()
+        try:
+            with self.averaged():
+                yield
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+
+    def _hook(self, hook: Hook) -> None:
+        self.watch_read()
+        with self.aside():
+            hook(self)
+
+    def _log_line(self) -> None:
+        line = self.log.line(self.step)
+        self.voice.report(self.step, line)
+
+    def _measure(self, heldout: HeldOut) -> bool:
+        """Measure the held-out data; whether this is the best so far (and so to be saved)."""
+        self.watch_read()
+        assert self.data.test is not None
+        with self.aside():
+            measured = heldout.measure(self.model, self.data.test, self.seed, self.device)
+        heldout.check(measured)
+        gap = {}
+        if "loss" in measured and (train := self.log.latest("loss")) is not None:
+            gap = {"gap": measured["loss"] - train}
+        line = {"step": self.step, "heldout": measured} | gap
+        self.log.write(line)
+        self.voice.heldout(self.step, measured, heldout.metric)
+        value = measured[heldout.metric]
+        if not self.best or heldout.better(value, self.best["value"]):
+            self.best = {"step": self.step, "value": value, "metric": heldout.metric}
+            return True
+        waited = (self.step - self.best["step"]) // heldout.every
+        if heldout.patience is not None and waited >= heldout.patience:
+            self.stop_early = True
+            self.voice.say(
+                f"Stopping early at step {self.step}: held-out {heldout.metric} has not improved for {waited} rounds"
+                f" (best {self.best['value']:.4g} at step {self.best['step']})."
+            )
+        return False
+
+    # ---- saving and restoring
+
+    def state(self) -> tuple[dict[str, State], dict[str, Tensor]]:
+        """All that training can change, by part, and the tensors it leaves alone."""
+        fixed = {n for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        weights = self.model.state_dict()
+        try:
+            source: State = {"state": self.source.state()}
+        except CannotRestore as reason:
+            source = {"cannot": str(reason)}
+        optim = {str(i): self._optim_state(o) for i, o in enumerate(self._optimisers())}
+        parts: dict[str, State] = {
+            "model": {n: t for n, t in weights.items() if n not in fixed},
+            "optim": optim,
+            "source": source,
+            "loop": {
+                "heard": {k: list(v) for k, v in self.heard.items()},
+                "best": self.best,
+                "stop_early": self.stop_early,
+                "tally": self.log.state(),
+            },
+        }
+        if self.average is not None:
+            parts["average"] = dict(self.average.mean)
+        return parts, {n: t for n, t in weights.items() if n in fixed}
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there already."""
+        self.watch_read()
+        if self.step == self._saved:
+            return
+        self.log.flush()
+        parts, frozen = self.state()
+        self.checkpoints.save(self.step, parts, frozen, self.best.get("step"))
+        self._saved = self.step
+
+    def restore(self, step: int, parts: dict[str, Any]) -> None:
+        """Continue from a checkpoint's parts."""
+        self.step = self.model.step = self._saved = step
+        self.model.load_state_dict(parts["model"] | parts["frozen"])
+        for i, optimiser in enumerate(self._optimisers()):
+            self._restore_optim(optimiser, parts["optim"][str(i)])
+        if self.average is not None:
+            for name, mean in self.average.mean.items():
+                mean.copy_(parts["average"][name])
+        if "cannot" in parts["source"]:
+            self.voice.say(f"Not exact after this resume: {parts['source']['cannot']}")
+        else:
+            self.source.restore(parts["source"]["state"])
+        loop = parts["loop"]
+        move: Callable[[Any], Any] = lambda v: each(v, lambda t: t.to(self.device))  # noqa: E731
+        self.heard = {
+            k: Loss(v.to(self.device) if isinstance(v, Tensor) else move(v), move(logs), move(seen))
+            for k, (v, logs, seen) in loop["heard"].items()
+        }
+        self.best, self.stop_early = loop["best"], loop["stop_early"]
+        self.log.restore(loop["tally"])
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        unique: dict[int, torch.optim.Optimizer] = {}
+        for turn in self.turns:
+            for optimiser in turn.optimisers:
+                unique[id(optimiser)] = optimiser
+        return list(unique.values())
+
+    def _optim_state(self, optimiser: torch.optim.Optimizer) -> State:
+        names = [self._names[p] for g in optimiser.param_groups for p in g["params"]]
+        state = optimiser.state_dict()
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
+        return {"state": {names[i]: s for i, s in state["state"].items()}, "groups": groups}
+
+    def _restore_optim(self, optimiser: torch.optim.Optimizer, saved: State) -> None:
+        now = optimiser.state_dict()
+        names = [self._names[p] for g in optimiser.param_groups for p in g["params"]]
+        groups = [g | new for g, new in zip(now["param_groups"], saved["groups"], strict=True)]
+        state = {i: saved["state"][n] for i, n in enumerate(names) if n in saved["state"]}
+        optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def hear(signum: int, _frame: Any) -> None:
+            if self.signal:
+                raise KeyboardInterrupt  # asked twice: stop at once; the last checkpoint stands
+            self.signal = signum
+            self.voice.say(f"Heard {signal.Signals(signum).name}: finishing this step and saving.")
+
+        try:
+            before = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller's signals are the caller's
+            before = {}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+def _total(values: Mapping[str, Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for v in values.values():
+        total = v if total is None else total + v
+    assert total is not None, "a loss without any value"
+    return total
+
+
+def _detached(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    return value.detach() if isinstance(value, Tensor) else {k: v.detach() for k, v in value.items()}
+
+
+def _tensors(thing: Any) -> Iterator[Tensor]:
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for v in thing.values():
+            yield from _tensors(v)
+    elif isinstance(thing, list | tuple):
+        for v in thing:
+            yield from _tensors(v)
+
+
+def _recompute(module: nn.Module) -> None:
+    """Let a module's activations be recomputed in the backward pass instead of kept (Chen et al. 2016)."""
+    from torch.utils.checkpoint import checkpoint
+
+    forward = module.forward
+    module.forward = lambda *args, **kw: checkpoint(forward, *args, use_reentrant=False, **kw)
+
+
+_compiles: bool | None = None
+
+
+def _compiler_works() -> bool:
+    global _compiles
+    if _compiles is None:
+        try:
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(4))
+            _compiles = True
+        except Exception:  # whatever a broken toolchain raises
+            _compiles = False
+    return _compiles
