@@ -2,10 +2,10 @@
 
     python benchmarks/harness.py NAME [--record]     python benchmarks/harness.py --list     ... --smoke
 
-A workload is a file in workloads/ (ours beside peers) or peers/ (peers that wait for ours) with a `REG = Registry(...)`.
-Each side is a builder `build() -> Work`. Every side lives in a worker process of its own (imports, thread pool,
-compile state, peak memory); workers are set up one after another and then sleep on their pipes. Before anything is
-timed, the `check` of each side (numbers that it computes from weights and data given to all) is compared with the
+A workload is a file in workloads/ (ours beside peers) or peers/ (peers that wait for ours) that makes a `Registry`
+named REG. Each side is a builder `build() -> Work`. Every side lives in a worker process of its own (imports, thread
+pool, compile state, peak memory); workers are set up one after another and then sleep on their pipes. Before anything
+is timed, the `check` of each side (numbers that it computes from weights and data given to all) is compared with the
 first side's: a side that computes something else is not timed, and the run fails. Then rounds: in each, every side
 runs one slice, in the order A B C and in the next round C B A, so that a drift of the machine cancels. A ratio is
 the median over rounds of the ratios within a round: ours' seconds over the peer's for the same work, below 1 is faster.
@@ -17,6 +17,7 @@ A peer that is not installed is a skipped row with the reason. Peers are looked 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -116,7 +117,8 @@ class Registry:
     """The sides of a workload.
 
     rounds, slice (seconds), budget (seconds of rounds per group): how long. rtol: of the checks.
-    pairs: (ours, peer, bound or None): the ratios that matter; a ratio above its bound fails a recorded run.
+    pairs: (ours, peer, bound or None): the ratios that matter; a ratio above its bound fails the run.
+    needs: the modules that sides need, by the beginning of their names; those of the longest fitting one count.
     """
 
     def __init__(
@@ -128,22 +130,16 @@ class Registry:
         budget: float = 240.0,
         rtol: float = 1e-4,
         pairs: Sequence[tuple[str, str, float | None]] = (),
+        needs: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.workload, self.rounds, self.slice, self.budget, self.rtol = workload, rounds, slice, budget, rtol
-        self.pairs = tuple(pairs)
+        self.pairs, self.needs = tuple(pairs), dict(needs or {})
         self.sides: dict[str, Side] = {}
 
-    def add(
-        self,
-        name: str,
-        build: Callable[[], Work],
-        group: str = "",
-        *,
-        needs: tuple[str, ...] = (),
-        smoke: bool = False,
-    ) -> None:
-        """A side. needs: modules without which it is skipped. smoke: whether `--smoke` runs it."""
-        self.sides[name] = Side(name, build, group, needs, smoke)
+    def add(self, name: str, build: Callable[[], Work], group: str = "", *, smoke: bool = False) -> None:
+        """A side of a group; only those of a group are compared. smoke: whether `--smoke` runs it."""
+        fitting = max((k for k in self.needs if name.startswith(k)), key=len, default=None)
+        self.sides[name] = Side(name, build, group, () if fitting is None else self.needs[fitting], smoke)
 
 
 class Gate:
@@ -177,7 +173,8 @@ class Gate:
 def shared() -> Path:
     """A folder that all sides of a run see, for weights that one side writes and the others copy.
 
-    Sides are built in the order in which they were added."""
+    Sides are built in the order in which they were added.
+    """
     return Path(os.environ["BENCH_SHARED"])
 
 
@@ -213,7 +210,8 @@ def checkout(name: str) -> str:
 def import_file(path: str | Path, name: str) -> Any:
     """The module in a file."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -263,10 +261,12 @@ class Absent(Exception):
 # ---- worker --------------------------------------------------------------------------------------------------------
 
 
+_out = sys.stdout  # a worker's pipe to the controller
+
+
 def _say(**said: Any) -> None:
-    assert sys.__stdout__ is not None
-    sys.__stdout__.write(MARK + json.dumps(said) + "\n")
-    sys.__stdout__.flush()
+    _out.write(MARK + json.dumps(said) + "\n")
+    _out.flush()
 
 
 def _machine_seconds() -> tuple[float, float, float]:
@@ -288,10 +288,8 @@ def _ask_for_cpu(level: int) -> None:
     Without the right to set it nothing changes; a line's `others` says how many cores other programs had.
     """
     if os.environ.get("BENCH_BOOST", "1") == "1":
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(level))
-        except OSError:
-            pass
 
 
 def _slice(m: Metric, seconds: float) -> dict[str, Any]:
@@ -364,7 +362,8 @@ def _serve(work: Work, began: float) -> None:
 
 def worker(side: Side) -> None:
     """The life of a worker process."""
-    sys.__stdout__ = os.fdopen(os.dup(1), "w")
+    global _out
+    _out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a peer prints goes to the log
     _ask_for_cpu(-10)
     began = time.perf_counter()
@@ -402,7 +401,7 @@ def worker(side: Side) -> None:
 
 @cache
 def _spec_of(python: str, modules: tuple[str, ...]) -> tuple[str, ...]:
-    """torch's version and those of `modules` that `python` lacks."""
+    """The version of torch and those of `modules` that `python` lacks."""
     code = (
         "import importlib.util as u, importlib.metadata as m, json, sys\n"
         "try: torch = m.version('torch')\nexcept m.PackageNotFoundError: torch = ''\n"
@@ -471,10 +470,8 @@ class Worker:
         except (OSError, subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait()
-        try:  # helpers that it left behind in its own session
+        with contextlib.suppress(OSError):  # helpers that it left behind in its own session
             os.killpg(self.process.pid, signal.SIGTERM)
-        except OSError:
-            pass
 
 
 def machine() -> dict[str, Any]:
@@ -514,7 +511,7 @@ def disagreement(first: Check, other: Check, rtol: float) -> str:
 
 
 def run_group(reg: Registry, sides: list[Side], a: argparse.Namespace, env: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One group of a workload: set up, check, rounds; a row per (side, metric), or with the reason why there is none."""
+    """One group of a workload: set up, check, rounds; a row per (side, metric), or one that says why not."""
     rows: list[dict[str, Any]] = []
     workers: dict[str, Worker] = {}
     info: dict[str, dict[str, Any]] = {}
@@ -600,7 +597,7 @@ def run_group(reg: Registry, sides: list[Side], a: argparse.Namespace, env: Mapp
 
 
 def pair(rows: list[dict[str, Any]], ours: str, peer: str, bound: float | None) -> Iterator[dict[str, Any]]:
-    """The ratio of two sides' seconds for the same work, for each metric that both have, with its spread over rounds."""
+    """The ratio of two sides' seconds for the same work, for each metric of both, with its spread over rounds."""
     done = {(r["side"], r["metric"]): r for r in rows if "value" in r}
     for side, metric in done:
         if side != ours or (peer, metric) not in done:
@@ -635,8 +632,8 @@ def table(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
         for r in rank:
             spread = f"{number(r['min'])} – {number(r['max'])}"
             flops = number(r["gflops"]) if "gflops" in r else ""
-            cells = (r["side"], number(r["value"]), spread, r["n"], flops, r["rss_mb"], r["others"])
-            out.append("| " + " | ".join(map(str, cells)) + " |")
+            line: tuple[Any, ...] = (r["side"], number(r["value"]), spread, r["n"], flops, r["rss_mb"], r["others"])
+            out.append("| " + " | ".join(map(str, line)) + " |")
     if pairs:
         out.append("\n| ours / peer | metric | time ratio | min – max | bound | same result |")
         out.append("|---|---|---|---|---|---|")
@@ -707,8 +704,9 @@ def run(name: str, a: argparse.Namespace) -> bool:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"recorded in {file.relative_to(HERE.parent)}")
     failed = [f"{r['side']}: {r['error']}" for r in rows if "error" in r]
+    slow = [p for p in pairs if p["bound"] and p["ratio"] > p["bound"]]
     if not a.smoke:  # a moment's run times nothing worth judging
-        failed += [f"{p['ours']}: ratio {p['ratio']:.3f} above {p['bound']}" for p in pairs if p["bound"] and p["ratio"] > p["bound"]]  # fmt: skip
+        failed += [f"{p['ours']}: ratio {p['ratio']:.3f} above {p['bound']}" for p in slow]
     for line in failed:
         print(f"{name}: {line}", file=sys.stderr)
     return not failed
@@ -738,17 +736,14 @@ def main() -> None:
         worker(registry(a.workload).sides[a.worker])
     elif a.list or not (a.workload or a.smoke):
         for name in workloads():
-            sides = registry(name).sides
-            print(
-                f"{name:18} {', '.join(sides) if len(sides) < 8 else f'{len(sides)} sides: ' + ', '.join(list(sides)[:6]) + ', ...'}"
-            )
+            sides = list(registry(name).sides)
+            print(f"{name:18} {', '.join(sides[:8])}" + f", and {len(sides) - 8} more" * (len(sides) > 8))
     elif a.smoke:
         os.environ["BENCH_SMOKE"] = "1"
         a.rounds, a.slice, a.budget = 2, 0.02, 20.0
         began, good = time.monotonic(), True
-        for name in (
-            [a.workload] if a.workload else [n for n in workloads() if any(s.smoke for s in registry(n).sides.values())]
-        ):
+        with_ours = [n for n in workloads() if any(s.smoke for s in registry(n).sides.values())]
+        for name in [a.workload] if a.workload else with_ours:
             good = run(name, a) and good
         print(f"bench-smoke: {time.monotonic() - began:.0f} s")
         sys.exit(not good)

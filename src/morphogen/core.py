@@ -260,7 +260,7 @@ def fold(*parts: int) -> int:
 
     Source: the splitmix64 finaliser (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
     """
-    h = 0
+    h = 0x243F6A8885A308D3  # digits of pi: no short list of small parts meets zero, the finaliser's fixed point
     for part in parts:
         z = (h + (part & _MASK) * _GOLDEN + _GOLDEN) & _MASK
         z = ((z ^ (z >> 30)) * _C1) & _MASK

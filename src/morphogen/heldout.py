@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .core import Items, Model, Phase, each, fold, size
+from .core import Items, Model, Phase, fold, size
 from .data.source import in_order
 from .errors import UserError, unknown
 from .spec import Remembers
@@ -18,7 +18,7 @@ class HeldOut(Remembers):
 
     metric: "loss" (the training loss on held-out items) or any name that the model logs ("accuracy"). A model with
     several phases prefixes them: "critic.loss". better: "min" or "max". every: steps between measurements.
-    limit: at most so many items. patience: stop after so many measurements without improvement.
+    limit: at most about so many items (whole batches). patience: stop after so many measurements without improvement.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class HeldOut(Remembers):
 
         phases = [p for p in model.phases() if isinstance(p, Phase)]
         with torch.random.fork_rng():
-            for i, batch in enumerate(in_order(items, self.batch, seed=seed, limit=self.limit)):
-                batch = each(batch, lambda t: t.to(device))
+            for i, batch in enumerate(in_order(items, self.batch, seed=seed, device=device)):
+                if self.limit is not None and i * self.batch >= self.limit:
+                    break
                 for phase in phases:
                     torch.manual_seed(fold(seed, i))
                     name = phase.loss.__name__

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from .experiment import draw
 from .spec import Remembers
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .train import Training
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Called every `every` steps and after the last one."""
 

@@ -7,7 +7,7 @@ A maker may return several (`MuonAdamW`: matrices to one, the rest to the other)
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from .spec import Remembers
 
 
+@runtime_checkable
 class Schedule(Protocol):
     def __call__(self, step: int, steps: int) -> float: ...
 
@@ -54,6 +55,7 @@ class Triangle(Remembers):
         return min(1.0, up) if at <= self.peak else max(self.floor, (1 - at) / (1 - self.peak))
 
 
+@runtime_checkable
 class Optim(Protocol):
     """A maker of optimisers."""
 

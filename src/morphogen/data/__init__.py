@@ -1,0 +1,64 @@
+"""Where data comes from: recorded items and their order, data sets, exact densities, spaces. Names load when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cifar10 import CIFAR10 as CIFAR10
+    from .densities import Arcs as Arcs
+    from .densities import Checkerboard as Checkerboard
+    from .densities import Density as Density
+    from .densities import Drawn as Drawn
+    from .densities import Fresh as Fresh
+    from .densities import Gaussians as Gaussians
+    from .densities import Pinwheel as Pinwheel
+    from .densities import bumps as bumps
+    from .densities import eight_gaussians as eight_gaussians
+    from .densities import gaussian_grid as gaussian_grid
+    from .densities import moons as moons
+    from .densities import rings as rings
+    from .digits import Digits as Digits
+    from .items import Stored as Stored
+    from .items import Tensors as Tensors
+    from .mnist import MNIST as MNIST
+    from .mnist import read_idx as read_idx
+    from .roots import find as find
+    from .source import Shuffled as Shuffled
+    from .source import in_order as in_order
+    from .space import Pictures as Pictures
+    from .space import Points as Points
+    from .table import About as About
+    from .table import Parts as Parts
+    from .table import describe as describe
+    from .table import names as names
+    from .table import open as open
+    from .table import show as show
+
+_HOMES = {
+    "cifar10": ("CIFAR10",),
+    "densities": (
+        *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),
+        *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
+    ),
+    "digits": ("Digits",),
+    "items": ("Stored", "Tensors"),
+    "mnist": ("MNIST", "read_idx"),
+    "roots": ("find",),
+    "source": ("Shuffled", "in_order"),
+    "space": ("Pictures", "Points"),
+    "table": ("About", "Parts", "describe", "names", "open", "show"),
+}
+_HOME = {name: module for module, held in _HOMES.items() for name in held}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

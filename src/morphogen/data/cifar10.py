@@ -20,26 +20,29 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
-from .items import Stored
+from .items import Stored, part_named
 from .roots import cache, find
 from .space import Pictures
+from .table import describe
 
-Array = np.ndarray[Any, Any]
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Rows = NDArray[np.uint8]
+NAMES = describe("cifar10").classes
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
-SHA256 = {  # of the rows: label, then 3 x 32 x 32 pixels, a byte each, in the original order
-    "train": "",
-    "test": "",
-}
+SHA256 = describe("cifar10").sha256  # of the rows: label, then 3 x 32 x 32 pixels, a byte each, in the original order
 _ZIP, _TAR, _TAR_FOLDER = "cifar-10-webp.zip", "cifar-10-python.tar.gz", "cifar-10-batches-py"
 _LARGEST = 64 << 20  # bytes: no member of an archive is larger
+_DAMAGE = (  # what reading a damaged archive can raise
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+    *(EOFError, KeyError, ValueError, OSError, RuntimeError),
+)
 
 
 class CIFAR10(Stored):
@@ -52,8 +55,8 @@ class CIFAR10(Stored):
 
     levels = 256
 
-    def __init__(self, part: Literal["train", "test"] = "train", *, root: str | Path | None = None) -> None:
-        self.part, self.root = part, root
+    def __init__(self, part: str = "train", *, root: str | Path | None = None) -> None:
+        self.part, self.root = part_named(part), root
 
     def read(self) -> dict[str, Any]:
         """The part's pixels and labels, from the cache or decoded now. Either way they are held to their SHA-256."""
@@ -76,7 +79,7 @@ class CIFAR10(Stored):
                 )
             _keep(rows, cached)
         whole = torch.from_numpy(rows)  # (N, 1 + 3072) uint8
-        return {"x": whole[:, 1:].reshape(-1, 3, 32, 32), "cond": {"label": whole[:, 0].long()}}
+        return {"x": whole[:, 1:].reshape(-1, 3, 32, 32).contiguous(), "cond": {"label": whole[:, 0].long()}}
 
 
 # ---- the three forms -----------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ _PIXELS = re.compile(
 )  # two numbers that make a tuple, the type uint8, not Fortran order, a string of `size` bytes
 
 
-def parse_batch(data: bytes, name: str) -> Array:
+def parse_batch(data: bytes, name: str) -> Rows:
     """Rows (n, 1 + 3072) uint8, label and pixels, of an original python batch. Raises UserError on another layout."""
 
     def refuse(what: str) -> UserError:
@@ -116,12 +119,12 @@ def parse_batch(data: bytes, name: str) -> Array:
     return rows
 
 
-def _from_batches(folder: Path, part: str) -> Iterator[Array]:
+def _from_batches(folder: Path, part: str) -> Iterator[Rows]:
     for name in BATCHES[part]:
         yield parse_batch((folder / name).read_bytes(), repr(str(folder / name)))
 
 
-def _from_tar(folder: Path, part: str) -> Iterator[Array]:
+def _from_tar(folder: Path, part: str) -> Iterator[Rows]:
     path = folder / _TAR
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -131,11 +134,11 @@ def _from_tar(folder: Path, part: str) -> Iterator[Array]:
                 if file is None:
                     raise UserError(f"{name} in {str(path)!r} is no file of the right size: fetch the archive again.")
                 yield parse_batch(file.read(), f"{name} in {str(path)!r}")
-    except (tarfile.TarError, EOFError, zlib.error, KeyError, OSError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{str(path)!r} is cut short or damaged ({error}): fetch it again.") from error
 
 
-def _from_zip(folder: Path, part: str) -> Iterator[Array]:
+def _from_zip(folder: Path, part: str) -> Iterator[Rows]:
     path = folder / _ZIP
     names = BATCHES["train"] + BATCHES["test"]
     try:
@@ -160,26 +163,26 @@ def _from_zip(folder: Path, part: str) -> Iterator[Array]:
                         pixels = np.asarray(strip.convert("RGB")).reshape(100, 32, 32, 3)
                     rows[100 * i : 100 * (i + 1), 1:] = pixels.transpose(0, 3, 1, 2).reshape(100, 3072)
                 yield rows
-    except (zipfile.BadZipFile, EOFError, zlib.error, KeyError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{str(path)!r} is cut short or damaged ({error}): fetch it again.") from error
 
 
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
 
-def _hash(rows: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()
+def _hash(rows: Rows) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
 
 
-def _cached(path: Path, sha256: str) -> Array | None:
+def _cached(path: Path, sha256: str) -> Rows | None:
     try:
-        rows: Array = np.load(path)
+        rows: Rows = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.dtype == np.uint8 and rows.shape[1:] == (3073,) and _hash(rows) == sha256 else None
 
 
-def _keep(rows: Array, path: Path) -> None:
+def _keep(rows: Rows, path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ the test part (360), the others the training part (1,437), so that each digit ha
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .items import Stored
+from .items import Stored, part_named
 from .space import Pictures
 
 NAMES = tuple("0123456789")
@@ -29,8 +30,8 @@ class Digits(Stored):
 
     levels = 17
 
-    def __init__(self, part: Literal["train", "test"] = "train") -> None:
-        self.part = part
+    def __init__(self, part: str = "train") -> None:
+        self.part = part_named(part)
 
     def read(self) -> dict[str, Any]:
         """The part's pixels and labels."""
@@ -41,11 +42,12 @@ class Digits(Stored):
         return {"x": x, "cond": {"label": torch.from_numpy(labels[kept]).long()}}
 
 
-def part_of(labels: np.ndarray[Any, Any], part: Literal["train", "test"]) -> np.ndarray[Any, Any]:
+def part_of(labels: NDArray[np.uint8], part: str) -> NDArray[np.intp]:
     """The indices of a part's items in the whole, ordered by label."""
     by_label = np.argsort(labels, kind="stable")
     test = np.arange(len(labels)) % 5 == 0
-    return by_label[test if part == "test" else ~test]
+    chosen: NDArray[np.intp] = by_label[test if part == "test" else ~test]
+    return chosen
 
 
 def space() -> Pictures:

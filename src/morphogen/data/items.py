@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core import Batch, each, leaves
-from ..errors import UserError
+from ..core import each, leaves
+from ..errors import UserError, unknown
 from ..spec import Asset, Remembers
 
 
@@ -71,6 +71,13 @@ def _checked(data: Mapping[str, Any], name: str) -> dict[str, Any]:
         if n != counts["x"]:
             raise UserError(f"{name} has {counts['x']} items in x but {n} in {k}: give one entry for each item.")
     return whole
+
+
+def part_named(part: str) -> str:
+    """The name of a part of a data set. Raises UserError where it is neither "train" nor "test"."""
+    if part not in ("train", "test"):
+        raise unknown("part of a data set", part, ("train", "test"))
+    return part
 
 
 class Tensors(Stored):

@@ -12,13 +12,14 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import UserError
-from .items import Stored
+from .items import Stored, part_named
 from .roots import find
 from .space import Pictures
 
@@ -40,8 +41,8 @@ class MNIST(Stored):
 
     levels = 256
 
-    def __init__(self, part: Literal["train", "test"] = "train", *, root: str | Path | None = None) -> None:
-        self.part, self.root = part, root
+    def __init__(self, part: str = "train", *, root: str | Path | None = None) -> None:
+        self.part, self.root = part_named(part), root
 
     def read(self) -> dict[str, Any]:
         """The part's pixels and labels."""
@@ -63,7 +64,7 @@ class MNIST(Stored):
         return {"x": torch.from_numpy(images)[:, None], "cond": {"label": torch.from_numpy(labels).long()}}
 
 
-def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
+def read_idx(path: str | Path) -> NDArray[np.uint8]:
     """The uint8 array of an idx file, gzipped where its name ends in .gz. Raises UserError where it is damaged."""
 
     def damaged(what: str) -> UserError:

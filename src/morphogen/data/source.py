@@ -2,8 +2,8 @@
 
 The stream of samples is epoch 0's permutation of the data, then epoch 1's, and so on without a gap; step s takes the
 samples [s B, (s + 1) B) of it, B the global batch, and rank r of R the r-th of R equal pieces of that, so that the
-ranks' batches put together are the batch of one process. A permutation is the order of the items' counter-based keys
-under (seed, epoch), so that nothing random is stored and the position in the stream is the whole state.
+ranks' batches put together are the batch of one process. A permutation is made from (seed, epoch) by a counter-based
+generator, so that nothing random is stored and the position in the stream is the whole state.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, Items, Loss, Model, Place, State, each, keys
+from ..core import Batch, Items, Loss, Model, Place, State, each, fold, keys
 from ..errors import UserError
 from ..spec import Remembers
 from .items import Stored
 
-_ORDER = 0x0DE5  # sets the keys that order the data apart from those that become batch["key"]
+_ORDER = 0x0DE5  # sets the key that orders an epoch apart from all else that is drawn under (seed, epoch)
 _RESIDENT = 1 << 30  # bytes: smaller data in memory moves to an accelerator whole and is gathered there
 
 
@@ -37,7 +38,9 @@ class Shuffled(Remembers):
 
     def __init__(self, items: Items, batch: int, *, workers: int = 0) -> None:
         if batch < 1 or workers < 0:
-            raise UserError(f"Shuffled has batch={batch}, workers={workers}: give batch of 1 or more, workers 0 or more.")
+            raise UserError(
+                f"Shuffled has batch={batch}, workers={workers}: give batch of 1 or more, workers 0 or more."
+            )
         self.items, self.batch, self.workers = items, batch, workers
         self._place, self._position, self._count = Place(), 0, 0
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
@@ -59,13 +62,10 @@ class Shuffled(Remembers):
         self._go_to(0)
 
     def next(self, actor: Model | None = None, heard: Mapping[str, Loss] | None = None) -> Batch:
-        """This rank's batch of the next step; neither the model nor what it said matters."""
+        """The next step's batch of this rank; neither the model nor what it said matters."""
         if not self._count:
             self.start(self._place)
-        if self.workers:
-            batch = self._fetch()
-        else:
-            batch = self._take(*self._order(self._position))
+        batch = self._fetch() if self.workers else self._take(*self._order(self._position))
         self._position += self.batch
         return batch if self._device == self._place.device else self._send(batch)
 
@@ -105,7 +105,7 @@ class Shuffled(Remembers):
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The permutation (N,) of an epoch and the keys (N,) of its samples; the last two epochs are kept."""
         if epoch not in self._epochs:
-            index = keys(torch.arange(self._count), self._place.seed, epoch, _ORDER).argsort(stable=True).to(self._device)
+            index = permutation(self._count, self._place.seed, epoch).to(self._device)
             while len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
             self._epochs[epoch] = index, keys(index, self._place.seed, epoch)
@@ -131,6 +131,17 @@ class Shuffled(Remembers):
 
     def _send(self, batch: Batch) -> Batch:
         return each(batch, lambda t: t.to(self._place.device, non_blocking=True))
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation (n,) of 0 .. n - 1, a function of its arguments alone.
+
+    From Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") through numpy's RandomState, the one
+    of its generators whose results no later version of numpy may change.
+    """
+    return torch.from_numpy(
+        np.random.RandomState(np.random.Philox(key=fold(seed, epoch, _ORDER))).permutation(n)
+    ).long()
 
 
 def in_order(items: Items, batch: int, *, seed: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

@@ -18,9 +18,9 @@ except that a derivative which does not depend on t may be a float.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,20 +32,33 @@ from ..spec import Remembers
 Scalar = float | Tensor  # one number, or one per sample (B,)
 
 
-def lib(t: Scalar) -> Any:
-    """The module whose exp, log1p, sqrt, … fit `t`: `torch` for tensors, `math` for floats."""
-    return torch if isinstance(t, Tensor) else math
+@runtime_checkable
+class Functions(Protocol):
+    """What `math` and `torch` have in common."""
+
+    def exp(self, t: Scalar, /) -> Scalar: ...
+    def expm1(self, t: Scalar, /) -> Scalar: ...
+    def log1p(self, t: Scalar, /) -> Scalar: ...
+    def sqrt(self, t: Scalar, /) -> Scalar: ...
+    def sin(self, t: Scalar, /) -> Scalar: ...
+    def cos(self, t: Scalar, /) -> Scalar: ...
+    def atan(self, t: Scalar, /) -> Scalar: ...
+
+
+def lib(t: Scalar) -> Functions:
+    """The module whose functions take `t`: `torch` for tensors, `math` for floats."""
+    return cast(Functions, torch if isinstance(t, Tensor) else math)
 
 
 def over(a: Scalar, b: Scalar, at_zero: float = 0.0) -> Scalar:
-    """a / b, and `at_zero` where b is 0 (also in the gradient)."""
+    """The ratio a / b, and `at_zero` where b is 0 (also in the gradient)."""
     if isinstance(b, Tensor):
         zero = b == 0
         return torch.where(zero, at_zero, a / torch.where(zero, 1.0, b))
     return a / b if b else a * 0 + at_zero
 
 
-class Path(Remembers):
+class Path(Remembers, ABC):
     """α(t), σ(t), their derivatives by t, and the time of a ratio σ/α."""
 
     @abstractmethod
@@ -70,7 +83,7 @@ class Path(Remembers):
 
     @abstractmethod
     def clock(self, t: Scalar) -> Scalar:
-        """What a net is told of t: on the scale 0..1000 that sinusoidal embeddings are made for."""
+        """What a net is told of t, in [0, 1]; times 1000 it is the step number that sinusoidal embeddings know."""
 
     def ratio(self, t: Scalar) -> Scalar:
         """σ/α, infinite where nothing is left of the data."""
@@ -122,7 +135,7 @@ class Linear(Path):
         return ratio / (1 + ratio)
 
     def clock(self, t: Scalar) -> Scalar:
-        return 1000 * t
+        return t
 
 
 class Cosine(Path):
@@ -144,7 +157,7 @@ class Cosine(Path):
         return lib(ratio).atan(ratio) * (2 / math.pi)
 
     def clock(self, t: Scalar) -> Scalar:
-        return 1000 * t
+        return t
 
 
 class VP(Path):
@@ -152,7 +165,9 @@ class VP(Path):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         if not 0 < beta_min <= beta_max:
-            raise UserError(f"VP needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}: the paper's are 0.1, 20.")
+            raise UserError(
+                f"VP needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}: the paper's are 0.1, 20."
+            )
         self.beta_min, self.slope = beta_min, beta_max - beta_min
 
     def _exponent(self, t: Scalar) -> Scalar:
@@ -181,7 +196,7 @@ class VP(Path):
         return 2 * exponent / (self.beta_min + m.sqrt(self.beta_min**2 + 2 * self.slope * exponent))
 
     def clock(self, t: Scalar) -> Scalar:
-        return 1000 * t
+        return t
 
 
 class Exploding(Path):
@@ -206,13 +221,13 @@ class Exploding(Path):
         return ratio / self.sigma_max
 
     def clock(self, t: Scalar) -> Scalar:
-        return 1000 * t
+        return t
 
 
 class Chain(Path):
     """A discrete chain ᾱ_0 … ᾱ_{T−1} as samples of a continuous path: index i is the time (i + 1) / T.
 
-    A net is told T t − 1, the step's index. Subclasses give the table.
+    A net is told i / T. Subclasses give the table.
     """
 
     def __init__(self, abar: Tensor) -> None:
@@ -235,7 +250,7 @@ class Chain(Path):
                 self._tables[device] = torch.tensor(self.angles, dtype=torch.float64, device=device)  # (T + 1,)
         return self._tables[device]
 
-    def _angle(self, t: Scalar) -> tuple[Any, Any]:
+    def _angle(self, t: Scalar) -> tuple[Scalar, Scalar]:
         """φ and dφ/dt, in double precision."""
         if isinstance(t, Tensor):
             table, place = self._table(t.device), t.double() * self.steps
@@ -243,9 +258,9 @@ class Chain(Path):
             low = table[i]
             rise = table[i + 1] - low
             return low + rise * (place - i), rise * self.steps
-        i = min(max(int(t * self.steps), 0), self.steps - 1)
-        rise = self.angles[i + 1] - self.angles[i]
-        return self.angles[i] + rise * (t * self.steps - i), rise * self.steps
+        k = min(max(int(t * self.steps), 0), self.steps - 1)
+        up = self.angles[k + 1] - self.angles[k]
+        return self.angles[k] + up * (t * self.steps - k), up * self.steps
 
     def alpha(self, t: Scalar) -> Scalar:
         return _as(t, lib(t).sin(math.pi / 2 - self._angle(t)[0]))
@@ -267,12 +282,12 @@ class Chain(Path):
             i = (torch.searchsorted(table, angle, right=True) - 1).clamp(0, self.steps - 1)
             low = table[i]
             return ((i + (angle - low) / (table[i + 1] - low)) / self.steps).clamp(max=1.0).to(ratio.dtype)
-        angle = math.atan(ratio)
-        i = min(max(bisect_right(self.angles, angle) - 1, 0), self.steps - 1)
-        return min((i + (angle - self.angles[i]) / (self.angles[i + 1] - self.angles[i])) / self.steps, 1.0)
+        phi = math.atan(ratio)
+        k = min(max(bisect_right(self.angles, phi) - 1, 0), self.steps - 1)
+        return min((k + (phi - self.angles[k]) / (self.angles[k + 1] - self.angles[k])) / self.steps, 1.0)
 
     def clock(self, t: Scalar) -> Scalar:
-        return t * self.steps - 1
+        return t - 1 / self.steps
 
 
 def _as(t: Scalar, value: Scalar) -> Scalar:
@@ -303,8 +318,9 @@ class CosineBetas(Chain):
 
 
 class ZeroTerminal(Chain):
-    """Another chain with √ᾱ shifted and scaled so that the last ᾱ is 0 and the first is kept (Lin et al. 2024,
-    arXiv 2305.08891)."""
+    """Another chain, its √ᾱ shifted and scaled so that the last is 0 and the first is kept (Lin et al. 2024,
+    arXiv 2305.08891).
+    """
 
     def __init__(self, chain: Chain) -> None:
         root = chain.abar.sqrt()
@@ -318,7 +334,7 @@ def _abar(betas: Tensor) -> Tensor:
 # ---- where in time a net is trained --------------------------------------------------------------------------------
 
 
-class Density(Remembers):
+class Density(Remembers, ABC):
     """The law of the times t (B,) at which a net is trained."""
 
     @abstractmethod

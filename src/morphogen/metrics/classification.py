@@ -10,12 +10,13 @@ ratio of the sums over classes (with one label an item all three micro scores eq
 
 Where a denominator is zero (a class that was never read, or never there) the score is `absent`: 0 unless said
 otherwise; `absent=nan` leaves the class out of the averages. This is scikit-learn's `zero_division`, but the classes
-averaged over are always 0 … K-1, also where some of them do not occur.
+averaged over are always 0 … K-1, also where some of them do not occur, and an average over no class at all is nan.
 
 Intervals: Wilson's for the accuracy; for the averages the percentile bootstrap. Resampling n items with replacement
 is the same as drawing the cells of C from a multinomial law, so that needs the matrix alone.
 
-Sources: van Rijsbergen 1979, "Information Retrieval", ch. 7; Efron & Tibshirani 1993, "An Introduction to the Bootstrap".
+Sources: van Rijsbergen 1979, "Information Retrieval", ch. 7; Efron & Tibshirani 1993, "An Introduction to the
+Bootstrap".
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def confusion(read: Int[Tensor, " n"], true: Int[Tensor, " n"], classes: int) ->
     for name, label in (("read", read), ("true", true)):
         if int(label.min()) < 0 or int(label.max()) >= classes:
             wrong = label[(label < 0) | (label >= classes)][0]
-            raise UserError(f"A {name} label is {int(wrong)}, but there are {classes} classes: labels go from 0 to K - 1.")
+            raise UserError(
+                f"A {name} label is {int(wrong)}, but there are {classes} classes: labels go from 0 to K - 1."
+            )
     return torch.bincount(true * classes + read, minlength=classes * classes).view(classes, classes)
 
 
@@ -74,9 +77,7 @@ def per_class(cells: Tensor, absent: float = 0.0) -> PerClass:
     """Scores of every class from a confusion matrix (..., K, K); `absent` where nothing is there to divide by."""
     hits = cells.diagonal(dim1=-2, dim2=-1).double()  # (..., K)
     read, true = cells.double().sum(-2), cells.double().sum(-1)
-    return PerClass(
-        _ratio(hits, read, absent), _ratio(hits, true, absent), _ratio(2 * hits, read + true, absent), true
-    )
+    return PerClass(_ratio(hits, read, absent), _ratio(hits, true, absent), _ratio(2 * hits, read + true, absent), true)
 
 
 def macro(cells: Int[Tensor, "k k"], absent: float = 0.0) -> Scores:

@@ -50,7 +50,7 @@ def frechet(a: Moments, b: Moments) -> Float[Tensor, ""]:
     return _distance(a, _root(a.cov), b, _root(b.cov))
 
 
-def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, groups: int = 20) -> Measure:
+def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m _"], *, groups: int = 20) -> Measure:
     """d² between features x and y, with a 95 % interval of its expectation at these N, and its bias in `how`.
 
     Interval and bias come from the grouped jackknife: either set is cut into `groups` and the distance taken without
@@ -73,17 +73,19 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, groups
         variance += float((g - 1) / g * (left - left.mean()).square().sum())
         bias += float((g - 1) * (left.mean() - value))  # jackknife: θ(N - N/g) - θ(N) ≈ bias / (g - 1)
     half = Z95 * variance**0.5
-    how = f"Fréchet distance on {x.shape[1]} features of {len(x)} and {len(y)} items, of it about {-bias:+.4f} bias"
+    how = f"Fréchet distance on {x.shape[1]} features of {len(x)} and {len(y)} items, about {bias:.4f} of it bias"
     return Measure(value, max(value - half, 0.0), value + half, min(len(x), len(y)), how + " (grouped jackknife)")
 
 
 def _distance(a: Moments, root_a: Tensor, b: Moments, root_b: Tensor) -> Tensor:
     cross = torch.linalg.svdvals(root_a @ root_b).sum()
-    return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).clamp(min=0)
+    square: Tensor = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross
+    return square.clamp(min=0)
 
 
 def _root(cov: Tensor) -> Tensor:
     """Σ^½, symmetric. Eigenvalues that are rounding alone count as 0: their roots (1e-8) would not be."""
     value, vector = torch.linalg.eigh(cov.double())
     value = torch.where(value > value.max() * len(value) * torch.finfo(value.dtype).eps, value, 0.0)
-    return (vector * value.sqrt()) @ vector.T
+    root: Tensor = (vector * value.sqrt()) @ vector.T
+    return root

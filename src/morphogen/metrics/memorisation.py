@@ -21,7 +21,7 @@ from .measure import Measure, share
 
 
 def nearest(
-    x: Float[Tensor, "n *shape"], to: Float[Tensor, "m *shape"], *, chunk: int = 1024
+    x: Float[Tensor, " n *shape"], to: Float[Tensor, " m *shape"], *, chunk: int = 1024
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Euclidean distance (N,) of every x from its nearest item of `to`, float64, and that item's index (N,)."""
     if len(to) == 0:
@@ -37,9 +37,9 @@ def nearest(
 
 
 def memorised(
-    samples: Float[Tensor, "n *shape"],
-    train: Float[Tensor, "m *shape"],
-    test: Float[Tensor, "k *shape"],
+    samples: Float[Tensor, " n *shape"],
+    train: Float[Tensor, " m *shape"],
+    test: Float[Tensor, " k *shape"],
     *,
     quantile: float = 0.01,
 ) -> Measure:
@@ -51,5 +51,5 @@ def memorised(
         raise UserError(f"Copying cannot be judged with {len(samples)} samples and {len(test)} test items.")
     ordinary = nearest(test, train)[0].quantile(quantile)
     hits = int((nearest(samples, train)[0] < ordinary).sum())
-    how = f"samples nearer to one of {len(train)} training items than the {quantile:.0%} quantile of {len(test)} test items"
-    return share(hits, len(samples), f"{how} ({float(ordinary):.4g})")
+    bound = f"the {quantile:.0%} quantile of {len(test)} test items ({float(ordinary):.4g})"
+    return share(hits, len(samples), f"samples nearer to one of {len(train)} training items than {bound}")

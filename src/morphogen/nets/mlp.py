@@ -94,4 +94,6 @@ def scalar(cond: Mapping[str, Tensor], name: str) -> Float[Tensor, " b"]:
         return cond[name]
     except KeyError:
         given = ", ".join(repr(k) for k in cond) or "none"
-        raise UserError(f"This net reads the condition {name!r}, but the conditions given are {given}: add it.") from None
+        raise UserError(
+            f"This net reads the condition {name!r}, but the conditions given are {given}: add it."
+        ) from None

@@ -79,7 +79,9 @@ class ResNet(Reader):
     ) -> None:
         super().__init__()
         if not multipliers or depth < 1:
-            raise UserError(f"A ResNet of depth {depth} with {len(multipliers)} levels is empty: use at least 1 of each.")
+            raise UserError(
+                f"A ResNet of depth {depth} with {len(multipliers)} levels is empty: use at least 1 of each."
+            )
         self.scalars, self.dropout = scalars, dropout
         embedding = 4 * width if scalars else 0
         self.times = nn.ModuleList(TimeEmbedding(width, embedding, scale=scale) for _ in scalars)

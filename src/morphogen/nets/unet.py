@@ -98,7 +98,9 @@ class UNet(Net):
                     dropout=dropout,
                     modulation=modulation,
                 ),
-                SelfAttention(outputs, heads=outputs // (head or outputs), groups=groups, eps=eps) if attentive else None,
+                SelfAttention(outputs, heads=outputs // (head or outputs), groups=groups, eps=eps)
+                if attentive
+                else None,
             )
 
         self.dims, self.scalars = dims, scalars
@@ -140,9 +142,7 @@ class UNet(Net):
             groups=32,
         )
 
-    def forward(
-        self, x: Float[Tensor, "b _ *size"], cond: Mapping[str, Tensor] = NONE
-    ) -> Float[Tensor, "b _ *size"]:
+    def forward(self, x: Float[Tensor, "b _ *size"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b _ *size"]:
         e = F.silu(self._embed(x, cond))  # (B, 4 widths[0])
         h = self.first(x)
         skips = [h]

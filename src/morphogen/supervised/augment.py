@@ -6,7 +6,7 @@ on x[i] and key i alone. `fill` is the background's value, which comes in at the
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..spec import Remembers
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     def __call__(self, x: Tensor, noise: Noise) -> Tensor: ...
 
@@ -58,15 +59,19 @@ class Flip(Remembers):
 
 
 class Warp(Remembers):
-    """Turns and scales each image about its centre and slants it, bilinearly.
+    """Turns and scales each image about its centre and slants it, bilinearly; each change is uniform on its interval.
 
-    degrees: largest turn. scale: largest change of the scale, in either direction, as a share. shear: largest slant of
-    the columns, as a slope. Each is uniform on its interval.
+    degrees: largest turn, either way (positive is against the clock). scale: largest change of the scale, either way,
+    as a share. shear: largest slant of the columns, as a slope.
     """
 
-    def __init__(self, degrees: float = 10.0, scale: float = 0.1, shear: float = 0.0, fill: float | None = -1.0) -> None:
+    def __init__(
+        self, degrees: float = 10.0, scale: float = 0.1, shear: float = 0.0, fill: float | None = -1.0
+    ) -> None:
         if not 0 <= scale < 1:
-            raise UserError(f"Warp was given scale={scale}: give the largest share that images grow or shrink by, below 1.")
+            raise UserError(
+                f"Warp was given scale={scale}: give the largest share that images grow or shrink by, below 1."
+            )
         self.degrees, self.scale, self.shear, self.fill = degrees, scale, shear, fill
 
     def __call__(self, x: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b c h w"]:
@@ -76,8 +81,8 @@ class Warp(Remembers):
         cos, sin, slope = angle.cos() / size, angle.sin() / size, slant * self.shear
         zero = torch.zeros_like(cos)
         # Where each output pixel comes from, in units of half the image: the axes' lengths enter where it turns.
-        first = torch.stack((cos, (sin + slope * cos) * (h / w), zero), 1)
-        second = torch.stack((-sin * (w / h), cos - slope * sin, zero), 1)
+        first = torch.stack((cos, (slope * cos - sin) * (h / w), zero), 1)
+        second = torch.stack((sin * (w / h), slope * sin + cos, zero), 1)
         grid = F.affine_grid(torch.stack((first, second), 1), list(x.shape), align_corners=False)  # (B, H, W, 2)
         if self.fill is None:
             return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)

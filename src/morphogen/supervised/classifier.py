@@ -5,7 +5,7 @@ r"""A classifier: reads which class an image is of. The judge and the feature ex
 With a `path` (α, σ) it is trained on noisy images and told the time, so that it can guide a diffusion by the gradient
 of its log-probability (Dhariwal & Nichol 2021, arXiv:2105.05233, section 4):
 
-    x_t = α(t) x + σ(t) z,   t ~ U(0, 1),  z ~ N(0, I);      the net is given x_t / sqrt(α² + σ²) and t.
+    x_t = α(t) x + σ(t) z,   t ~ U(0, 1) or as `times` says,  z ~ N(0, I);      F is given x_t / sqrt(α² + σ²) and t.
 
 Label smoothing: Szegedy et al. 2016, "Rethinking the inception architecture", arXiv:1512.00567.
 Departure from Dhariwal & Nichol: the input is scaled to the order of the data, so that paths whose noise is large
@@ -15,7 +15,7 @@ Departure from Dhariwal & Nichol: the input is scaled to the order of the data, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,19 @@ from ..nets.resnet import Reader
 from .augment import Augmentation
 
 
+@runtime_checkable
 class Noising(Protocol):
-    """What the classifier asks of a path: signal and noise at time t, tensors of t's shape."""
+    """What the classifier asks of a path: how much signal and noise there is at times t (B,) in [0, 1]."""
 
-    def alpha(self, t: Tensor) -> Tensor: ...
-    def sigma(self, t: Tensor) -> Tensor: ...
+    def alpha(self, t: Tensor) -> float | Tensor: ...
+    def sigma(self, t: Tensor) -> float | Tensor: ...
+
+
+@runtime_checkable
+class Times(Protocol):
+    """What the classifier asks of a time density: one time (B,) in [0, 1] per key of the noise."""
+
+    def __call__(self, noise: Noise, path: Any, dtype: torch.dtype) -> Tensor: ...
 
 
 class Classifier(Model):
@@ -42,6 +50,7 @@ class Classifier(Model):
     smoothing: share of the label's probability that training spreads over all classes.
     augment:   what is done to the images in training, in order, keyed by each sample's own key.
     path:      noises the images in training. Without one the images are clean and there is no time.
+    times:     the density of the noised images' times; uniform on [0, 1] where it is not given.
     """
 
     def __init__(
@@ -51,11 +60,12 @@ class Classifier(Model):
         smoothing: float = 0.0,
         augment: tuple[Augmentation, ...] = (),
         path: Noising | None = None,
+        times: Times | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
             raise UserError(f"A Classifier was given smoothing={smoothing}: give a share from 0 to below 1.")
-        self.net, self.smoothing, self.augment, self.path = net, smoothing, augment, path
+        self.net, self.smoothing, self.augment, self.path, self.times = net, smoothing, augment, path, times
         self._mixes = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
     def start(self, batch: Batch) -> None:
@@ -64,7 +74,7 @@ class Classifier(Model):
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """The samples; a batch is never split where batch norms mix them."""
-        return {} if self._mixes else {"": size(batch)}
+        return {} if self._mixes else {"": float(size(batch))}
 
     def loss(self, batch: Batch) -> Loss:
         """Mean cross entropy of the labels (nats); logs the accuracy."""
@@ -75,7 +85,7 @@ class Classifier(Model):
                 x = change(x, noise)
         cond: Mapping[str, Tensor] = NONE
         if self.path is not None:
-            t = noise.uniform(dtype=x.dtype)  # (B,)
+            t = noise.uniform(dtype=x.dtype) if self.times is None else self.times(noise, self.path, x.dtype)  # (B,)
             z = noise.normal(*x.shape[1:], dtype=x.dtype)
             x = _like(self.path.alpha(t), x) * x + _like(self.path.sigma(t), x) * z
             cond = {"t": t}
@@ -84,24 +94,24 @@ class Classifier(Model):
         right = (scores.detach().argmax(1) == label).to(value.dtype)
         return Loss(value, {"accuracy": right.mean()})
 
-    def predict(self, x: Float[Tensor, "b *shape"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b classes"]:
+    def predict(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b classes"]:
         """p(label = k | x) of every class, (B, classes). x is at time `cond["t"]` (B,); clean where that is missing."""
         return self._scores(x, cond).softmax(1)
 
-    def features(self, x: Float[Tensor, "b *shape"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b features"]:
+    def features(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b features"]:
         """The net's penultimate layer (B, D). x is at time `cond["t"]` (B,); clean where that is missing."""
         return self.net.features(*self._scaled(x, cond))
 
-    def label_logp(self, x: Float[Tensor, "b *shape"], cond: Mapping[str, Tensor]) -> Float[Tensor, " b"]:
-        """log p(label | x) (B,), nats, of `cond["label"]` (B,): what classifier guidance differentiates by x.
+    def label_logp(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor]) -> Float[Tensor, " b"]:
+        """The log-probability (B,), nats, that x is of class `cond["label"]` (B,).
 
-        It is no density of x, so the classifier does not serve `LogProb`.
+        Classifier guidance differentiates it by x. It is no density of x, so the classifier does not serve `LogProb`.
         """
         logp = self._scores(x, cond).log_softmax(1)
         return logp.gather(1, _label(cond)[:, None])[:, 0]
 
     def _scores(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        scores = self.net(*self._scaled(x, cond))
+        scores: Tensor = self.net(*self._scaled(x, cond))
         return scores.to(torch.promote_types(scores.dtype, torch.float32))  # the softmax of bfloat16 is coarse
 
     def _scaled(self, x: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -109,16 +119,16 @@ class Classifier(Model):
         if self.path is None:
             return x, NONE
         t = cond["t"] if "t" in cond else x.new_zeros(len(x))
-        scale = (self.path.alpha(t).square() + self.path.sigma(t).square()).rsqrt()
-        return x * _like(scale, x), {"t": t}
+        return x / torch.hypot(_like(self.path.alpha(t), x), _like(self.path.sigma(t), x)), {"t": t}
 
 
-def _like(scale: Tensor, x: Tensor) -> Tensor:
-    """scale (B,) with as many axes as x (B, ...)."""
-    return scale.reshape(-1, *(1,) * (x.ndim - 1))
+def _like(scale: float | Tensor, x: Tensor) -> Tensor:
+    """scale, one number or (B,), with as many axes as x (B, ...)."""
+    return torch.as_tensor(scale, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _label(cond: Mapping[str, Tensor] | None) -> Tensor:
     if cond is None or cond.get("label") is None:
         raise UserError('A Classifier needs the classes: give a cond with "label" (B,).')
-    return cond["label"]
+    label: Tensor = cond["label"]
+    return label

@@ -109,35 +109,41 @@ class Case:
             for p in model.parameters():
                 if p.is_floating_point() and p.requires_grad:
                     fan_in = p[0].numel() if p.ndim > 1 else 10
-                    p += 0.3 * fan_in**-0.5 * torch.randn(p.shape, generator=generator).to(p)
+                    p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=0.3 * fan_in**-0.5)
         return model
 
     @cached_property
     def _started(self) -> Model:
         model = copy.deepcopy(self.given).train()
         model.step = 0
-        with torch.no_grad():
-            reseed(model)
-            model.start(self.batch)
+        reseed(model)
+        model.start(self.batch)
         return model
 
     # ---- batches
 
     def fresh_source(self, seed: int = SEED) -> Source:
-        """A copy of the source, started."""
-        source = copy.deepcopy(self.source)
+        """A copy of the source, started; `check_model` leaves the given one alone."""
+        try:
+            source = copy.deepcopy(self.source)
+        except TypeError as error:
+            fail(f"the source cannot be copied ({error}): give check_model one that was not started yet.")
         source.start(Place(device=self.device, seed=seed))
         return source
 
     @cached_property
-    def batch(self) -> dict[str, Any]:
-        """The first batch of the source."""
-        actor = copy.deepcopy(self.given).train()
-        return dict(self.fresh_source().next(actor, {}))
+    def first(self) -> Batch:
+        """The source's first batch, itself."""
+        return self.fresh_source().next(copy.deepcopy(self.given).train(), {})
 
-    @cached_property
+    @property
+    def batch(self) -> dict[str, Any]:
+        """A copy of the source's first batch: a model that writes to its batch spoils no other check."""
+        return each(self.first, torch.clone)
+
+    @property
     def size(self) -> int:
-        return size(self.batch)
+        return size(self.first)
 
     @cached_property
     def trained(self) -> tuple[Model, list[Batch]]:
@@ -156,15 +162,14 @@ class Case:
                     differentiate(model, loss)
                     optims[name].step()
                 heard[name] = Loss(total(loss).detach(), loss.logs, loss.seen)
-                with torch.no_grad():
-                    model.after_step(name, loss.seen)
+                model.after_step(name, loss.seen)
         model.step += 1
         model.zero_grad(set_to_none=True)
         return model, seen
 
     def piece(self, start: int, stop: int) -> dict[str, Any]:
         """Samples start to stop of the first batch."""
-        return each(self.batch, lambda t: t[start:stop])
+        return each(self.first, lambda t: t[start:stop].clone())
 
     def sizes(self, *wanted: int) -> list[int]:
         """Those of the wanted numbers of samples that the batch has."""
@@ -172,7 +177,7 @@ class Case:
 
     def cond(self, n: int) -> dict[str, Tensor] | None:
         """Conditions of n samples: those given to `check_model`, else the batch's, repeated where n is larger."""
-        cond = self._cond if self._cond is not None else self.batch.get("cond")
+        cond = self._cond if self._cond is not None else self.first.get("cond")
         if not cond:
             return None
         return each(cond, lambda t: t[torch.arange(n, device=t.device) % t.shape[0]])
@@ -180,7 +185,7 @@ class Case:
     @property
     def x(self) -> Tensor:
         """The batch's data (B, ...)."""
-        x = self.batch.get("x")
+        x = self.first.get("x")
         if not isinstance(x, Tensor):
             raise NotApplicable("the source's batch has no tensor 'x'")
         return x
@@ -189,7 +194,7 @@ class Case:
         return Noise(keys(torch.arange(n, device=self.device), seed))
 
     def sample(self, model: Any, n: int, noise: Noise, cond: Mapping[str, Tensor] | None) -> Tensor:
-        """n samples of the model, checked to be a tensor of n."""
+        """Samples of the model (n, ...), checked to be n."""
         with torch.no_grad():
             x = model.sample(n, cond, noise=noise, **self.options)
         if not isinstance(x, Tensor):
@@ -215,9 +220,15 @@ def updates(model: Model) -> list[Update]:
     return [turn for turn in model.phases() if isinstance(turn, Update)]
 
 
+def within(name: str, prefix: str) -> bool:
+    """Whether a parameter is one that `trains` means by a prefix: "" is all, else a whole part of a dotted name."""
+    return prefix in ("", name) or name.startswith(prefix + ".")
+
+
 def trained_by(model: Model, phase: Phase) -> dict[str, nn.Parameter]:
     """The parameters that a phase trains, by name; frozen ones left out."""
-    return {n: p for n, p in model.named_parameters() if p.requires_grad and n.startswith(tuple(phase.trains))}
+    named = model.named_parameters()
+    return {n: p for n, p in named if p.requires_grad and any(within(n, prefix) for prefix in phase.trains)}
 
 
 def reseed(model: Model, seed: int = SEED) -> None:
@@ -228,7 +239,9 @@ def reseed(model: Model, seed: int = SEED) -> None:
 def said(model: Model, batch: Batch, turn: Phase | Update, seed: int = SEED) -> Loss:
     """What a turn says of a batch, through the model's one door, the default generator seeded."""
     reseed(model, seed)
-    return model(batch, turn_name(turn))
+    with torch.set_grad_enabled(isinstance(turn, Phase)):
+        loss: Loss = model(batch, turn_name(turn))
+    return loss
 
 
 def parts(loss: Loss) -> dict[str, Tensor]:
@@ -268,7 +281,9 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names whose tensors are not the same in every bit."""
-    return [n for n in before.keys() | after.keys() if n not in after or n not in before or not same(before[n], after[n])]
+    return [
+        n for n in before.keys() | after.keys() if n not in after or n not in before or not same(before[n], after[n])
+    ]
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -294,6 +309,11 @@ def non_finite(batch: Batch) -> str | None:
         if t.is_floating_point() and not bool(t.isfinite().all()):
             return name
     return None
+
+
+def repeated(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor] | None:
+    """The last row of the conditions, n times."""
+    return None if cond is None else each(cond, lambda t: t[-1:].expand(n, *t.shape[1:]))
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping
+import functools
+import itertools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from ..core import Bounds, LogProb, Model, Noise, Phase, Samples, Source, Update, can, each, leaves
+from ..core import Bounds, LogProb, Loss, Model, Phase, Samples, Source, Update, can, leaves
 from .case import (
     SEED,
     Case,
@@ -21,7 +24,6 @@ from .case import (
     non_finite,
     parts,
     phases,
-    reseed,
     said,
     same,
     snapshot,
@@ -30,6 +32,7 @@ from .case import (
     trained_by,
     turn_name,
     updates,
+    within,
 )
 
 
@@ -38,15 +41,17 @@ def batch_form(case: Case) -> None:
     """The source gives batches: named tensors that share their first dimension, `key` (B,) int64."""
     if not isinstance(case.source, Source):
         fail(f"{type(case.source).__name__} is no Source: it needs the methods start, next, state and restore.")
-    for name, t in leaves(case.batch):
+    for name, t in leaves(case.first):
         if not isinstance(t, Tensor):
             fail(f"batch[{name!r}] is a {type(t).__name__}: a batch holds tensors (B, ...), and mappings of them.")
-        if t.ndim == 0 or t.shape[0] != case.size:
+        if t.ndim == 0:
+            fail(f"batch[{name!r}] is a tensor of one number without a dimension: give a row per sample, (B, ...).")
+        if t.shape[0] != case.size:
             fail(f"batch[{name!r}] has the shape {tuple(t.shape)}, but the batch has {case.size} samples: put B first.")
     for name in ("key", "index"):
-        t = case.batch.get(name)
-        if t is not None and (t.dtype != torch.int64 or t.ndim != 1):
-            fail(f"batch[{name!r}] is {t.dtype} {tuple(t.shape)}: it must be int64 of shape ({case.size},).")
+        key = case.batch.get(name)
+        if key is not None and (key.dtype != torch.int64 or key.ndim != 1):
+            fail(f"batch[{name!r}] is {key.dtype} {tuple(key.shape)}: it must be int64 of shape ({case.size},).")
 
 
 @check(batch_form)
@@ -63,7 +68,9 @@ def loss_form(case: Case) -> None:
     for turn, name in zip(turns, names, strict=True):
         method = turn.loss if isinstance(turn, Phase) else turn.rule
         if getattr(model, name, None) != method:
-            fail(f"the turn {name!r} is no method that the model has under this name: list bound methods (self.{name}).")
+            fail(
+                f"the turn {name!r} is no method that the model has under this name: list bound methods (self.{name})."
+            )
         loss = said(model, case.batch, turn)
         if not isinstance(loss, tuple) or not hasattr(loss, "seen"):
             fail(f"{name} returned a {type(loss).__name__}: return Loss(value, logs, seen).")
@@ -71,8 +78,8 @@ def loss_form(case: Case) -> None:
             what = f"{name}: the value" + (f" {key!r}" if key else "")
             if not isinstance(value, Tensor) or value.numel() != 1:
                 fail(f"{what} is {_described(value)}: give a mean over the batch, a tensor of one number.")
-            if counts and key not in counts and isinstance(loss.value, Mapping):
-                fail(f"{what} has no denominator: counts(batch) names {sorted(counts)}; name this one there too.")
+            if counts and key not in counts:
+                fail(f"{what} has no denominator: counts(batch) names {sorted(counts)}, not {key!r}; use one name.")
         for key, value in loss.logs.items():
             if not isinstance(value, Tensor) or value.numel() != 1:
                 fail(f"{name}: logs[{key!r}] is {_described(value)}: log tensors of one number.")
@@ -95,7 +102,7 @@ def finite_loss(case: Case) -> None:
         loss, name = said(model, case.batch, turn), turn_name(turn)
         for key, value in parts(loss).items():
             if not bool(value.isfinite().all()):
-                fail(f"{name}: the value {key!r} is {float(value)} on the first batch: find the first bad operation.")
+                fail(f"{name}: the value {key!r} is {float(value.detach())} on the first batch: find the first bad operation.")
         bad = non_finite(loss.logs) or non_finite(loss.seen)
         if bad:
             fail(f"{name}: logs or seen {bad!r} is not finite on the first batch.")
@@ -103,21 +110,22 @@ def finite_loss(case: Case) -> None:
             differentiate(model, loss)
             for n, p in trained_by(model, turn).items():
                 if p.grad is not None and not bool(p.grad.isfinite().all()):
-                    fail(f"{name}: the loss is finite, but its gradient for {n!r} is not: look for sqrt(0), 0/0, log(0).")
+                    fail(
+                        f"{name}: the loss is finite, but its gradient for {n!r} is not: look for sqrt(0), 0/0, log(0)."
+                    )
 
 
 @check(finite_loss)
 def loss_repeats(case: Case) -> None:
     """The loss is a function of (weights, batch, step): said twice, it is the same, and the batch is left alone."""
     for turn in case.fresh().phases():
-        if isinstance(turn, Update):
-            continue  # it changes the weights, so it may say another thing
-        model, name = case.fresh(), turn_name(turn)
-        batch = each(case.batch, torch.clone)
+        model, name, batch = case.fresh(), turn_name(turn), case.batch
         first = total(said(model, batch, turn)).detach()
         spoiled = [n for (n, a), (_, b) in zip(leaves(case.batch), leaves(batch), strict=True) if not same(a, b)]
         if spoiled:
             fail(f"{name} changes the batch in place ({some(spoiled)}): write to a copy.")
+        if isinstance(turn, Update):
+            model = case.fresh()  # it has changed the weights
         second = total(said(model, batch, turn)).detach()
         if not same(first, second):
             fail(
@@ -129,18 +137,19 @@ def loss_repeats(case: Case) -> None:
 @check(loss_repeats)
 def noise_is_keyed(case: Case) -> None:
     """A loss draws its noise from `batch["key"]`, so that neither ranks nor `micro` change it; dropout may not."""
-    for phase in phases(case.fresh()):
+    for turn in case.fresh().phases():
         model = case.fresh()
-        if _seed_matters(model, case, phase) and _seed_matters(model.eval(), case, phase):
+        if _seed_matters(model, case, turn) and _seed_matters(model.eval(), case, turn):
             key = "key" in case.batch
             fail(
-                f"{turn_name(phase)} draws from torch's global generator: draw from Noise(batch['key'])"
+                f"{turn_name(turn)} draws from torch's global generator: draw from Noise(batch['key'])"
                 + ("." if key else ", and let the source give 'key' (B,) int64 in its batches.")
             )
 
 
-def _seed_matters(model: Model, case: Case, phase: Phase) -> bool:
-    a, b = (total(said(model, case.batch, phase, seed)).detach() for seed in (1, 2))
+def _seed_matters(model: Model, case: Case, turn: Phase | Update) -> bool:
+    """Whether a turn says the same of the first batch under two seeds of the default generator."""
+    a, b = (total(said(copy.deepcopy(model), case.batch, turn, seed)).detach() for seed in (1, 2))
     return not same(a, b)
 
 
@@ -154,12 +163,14 @@ def _quiet(case: Case, phase: Phase) -> Model:
 def global_state_is_left_alone(case: Case) -> None:
     """Neither loss nor sample nor log_prob seeds a generator or changes torch's dtype or gradient mode for others."""
     model = case.fresh()
-    deeds = {turn_name(p): lambda p=p: model(case.batch, turn_name(p)) for p in phases(model)}
+    deeds: dict[str, Callable[[], object]] = {}
+    for phase in phases(model):
+        deeds[turn_name(phase)] = functools.partial(model, case.batch, turn_name(phase))
     if can(model, Samples):
         deeds["sample"] = lambda: case.sample(model, 2, case.noise(2), case.cond(2))
     for protocol, method in ((LogProb, "log_prob"), (Bounds, "elbo")):
         if can(model, protocol) and "x" in case.batch:
-            deeds[method] = lambda m=method: getattr(model, m)(case.x, case.batch.get("cond"))
+            deeds[method] = functools.partial(getattr(model, method), case.x, case.batch.get("cond"))
     for name, deed in deeds.items():
         dtype, left = torch.get_default_dtype(), []
         for seed in (1, 2):
@@ -183,7 +194,7 @@ def gradients_reach_their_parameters(case: Case) -> None:
     everything = {n for n, p in model.named_parameters() if p.requires_grad}
     for phase in phases(model):
         for prefix in phase.trains:
-            if not any(n.startswith(prefix) for n in everything):
+            if not any(within(n, prefix) for n in everything):
                 near = difflib.get_close_matches(prefix, everything, 1, 0.0)
                 fail(
                     f"{turn_name(phase)} trains {prefix!r}, but no unfrozen parameter's name begins so"
@@ -205,7 +216,8 @@ def _reaches(case: Case, phase: Phase) -> None:
     missing, none = set(trained_by(first, phase)), set(trained_by(first, phase))
     if not total(said(first, case.batch, phase)).requires_grad:
         fail(f"{name} says a value without a gradient: it was detached (.detach(), .item(), no_grad) on its way.")
-    for batch in (case.batch, *case.trained[1][1:]):
+    for k in range(8):
+        batch = case.trained[1][k] if k else case.batch
         for model in (case.fresh(), case.perturbed()):
             differentiate(model, said(model, batch, phase))
             grads = {n: p.grad for n, p in trained_by(model, phase).items()}
@@ -247,9 +259,9 @@ def overfits_one_batch(case: Case) -> None:
         if isinstance(turn, Update):
             model = case.fresh()
             before = snapshot(model)
-            said_ = [float(total(said(model, case.batch, turn))) for _ in range(5)]
-            if said_[-1] > said_[0] + 1e-5 * max(1.0, abs(said_[0])):
-                fail(f"five times {name} on one batch took its loss from {said_[0]:.6g} up to {said_[-1]:.6g}.")
+            values = [float(total(said(model, case.batch, turn))) for _ in range(5)]
+            if values[-1] > values[0] + 1e-5 * max(1.0, abs(values[0])):
+                fail(f"{name}, five times on one batch, took its loss from {values[0]:.6g} up to {values[-1]:.6g}.")
             if not changed(before, snapshot(model)):
                 fail(f"{name} changes neither a parameter nor a buffer: an Update must change weights by its rule.")
             continue
@@ -271,10 +283,10 @@ def _fallen(case: Case, phase: Phase, lr: float) -> tuple[float, float]:
     values = []
     for _ in range(20):
         loss = said(model, case.batch, phase)
-        values.append(float(total(loss)))
+        values.append(float(total(loss).detach()))
         differentiate(model, loss)
         optim.step()
-    values.append(float(total(said(model, case.batch, phase))))
+    values.append(float(total(said(model, case.batch, phase)).detach()))
     return values[0], min(v for v in values if v == v)
 
 
@@ -283,20 +295,12 @@ def _finite_at(case: Case, n: int) -> None:
         model = case.fresh()
         loss, name = said(model, case.piece(0, n), turn), turn_name(turn)
         if not bool(total(loss).isfinite()):
-            fail(f"{name} is {float(total(loss))} on a batch of {n}: look for a spread over samples, or a squeeze().")
+            fail(f"{name} is {float(total(loss).detach())} on a batch of {n}: look for a spread over samples, or a squeeze().")
         if isinstance(turn, Phase):
             differentiate(model, loss)
             for key, p in trained_by(model, turn).items():
                 if p.grad is not None and not bool(p.grad.isfinite().all()):
                     fail(f"{name}: the gradient for {key!r} is not finite on a batch of {n}.")
-
-
-@check(finite_loss)
-def batch_of_one(case: Case) -> None:
-    """The loss and its gradient are finite on a batch of one sample."""
-    if not case.fresh().counts(case.batch):
-        raise NotApplicable("counts(batch) is empty, which says that a batch is never split")
-    _finite_at(case, 1)
 
 
 @check(finite_loss)
@@ -311,7 +315,15 @@ def odd_sizes(case: Case) -> None:
         _finite_at(case, n)
 
 
-@check(finite_loss, noise_is_keyed, batch_of_one, odd_sizes)
+@check(finite_loss, odd_sizes)
+def batch_of_one(case: Case) -> None:
+    """The loss and its gradient are finite on a batch of one sample."""
+    if not case.fresh().counts(case.batch):
+        raise NotApplicable("counts(batch) is empty, which says that a batch is never split")
+    _finite_at(case, 1)
+
+
+@check(noise_is_keyed, gradients_reach_their_parameters, batch_of_one)
 def denominators_add_up(case: Case) -> None:
     """However a batch is split, counts add up, and the count-weighted means and gradients equal the whole's."""
     if not case.fresh().counts(case.batch):
@@ -328,11 +340,11 @@ def denominators_add_up(case: Case) -> None:
         counts = model.counts(case.batch)
         values, grad = _weighted(case, model, phase, [0, n], counts)
         for edges in splits:
-            sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
-            pieces = [model.counts(case.piece(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+            sizes = [b - a for a, b in itertools.pairwise(edges)]
+            pieces = [model.counts(case.piece(a, b)) for a, b in itertools.pairwise(edges)]
             for key, count in counts.items():
                 added = sum(p.get(key, 0) for p in pieces)
-                if abs(added - count) > 1e-6 * abs(count):
+                if not abs(added - count) <= 1e-6 * abs(count):
                     fail(f"counts[{key!r}] of pieces of {sizes} add up to {added}, but of the whole it is {count}.")
             found, found_grad = _weighted(case, model, phase, edges, counts)
             for key, value in values.items():
@@ -353,22 +365,17 @@ def _weighted(
     model.zero_grad(set_to_none=True)
     state = snapshot(model)
     sums: dict[str, Tensor] = {}
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         with torch.no_grad():  # a running statistic that a piece changes is not this check's matter
             for name, buffer in model.named_buffers():
                 buffer.copy_(state[name])
         piece = case.piece(a, b)
         mine = model.counts(piece)
         loss = said(model, piece, phase)
-        scaled = {k: v * _share(mine, counts, k) for k, v in parts(loss).items()}
-        torch.stack([v.reshape(()) for v in scaled.values()]).sum().backward()
+        scaled = {k: v * (mine[k] / counts[k]) for k, v in parts(loss).items() if counts[k] and mine[k]}
+        if scaled:
+            total(Loss(scaled)).backward()
         for k, v in scaled.items():
             sums[k] = sums.get(k, torch.zeros_like(v)) + v.detach()
     grads = [p.grad.double().flatten() for p in trained_by(model, phase).values() if p.grad is not None]
     return sums, torch.cat(grads)
-
-
-def _share(mine: Mapping[str, float], counts: Mapping[str, float], key: str) -> float:
-    """A piece's share of a denominator; a lone value is over the only one that counts() names."""
-    key = key if key in counts else next(iter(counts))
-    return mine[key] / counts[key] if counts[key] else 0.0

@@ -1,0 +1,118 @@
+"""What a result rests on: the machine, the versions, the command; and `result.json`, what a training came to."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+
+if TYPE_CHECKING:
+    from ..experiment import Run
+
+SAME = ("cpu", "instructions", "device", "torch", "threads")  # what equal bits need to have in common
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The machine as a receipt names it."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    return {
+        "cpu": _cpu(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def command(argv: list[str]) -> str:
+    """What was typed."""
+    return shlex.join(["morphogen", *argv])
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; {} where it is not there or damaged."""
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return page if isinstance(page, dict) else {}
+
+
+def write_json(path: Path, page: dict[str, Any]) -> None:
+    """Write a JSON file of a run in one step."""
+    from ..checkpoint import write
+
+    write(path, json.dumps(page, indent=1) + "\n")
+
+
+def begin(run: Path, argv: list[str], device: str) -> None:
+    """Note in the run on which machine it was begun, by which command."""
+    path, here = run / "result.json", machine(device)
+    page = read_json(path)
+    if not page:
+        write_json(path, {"state": "training", "command": command(argv), "machine": here})
+    elif page.get("machine") != here:
+        write_json(path, page | {"continued_on": here})
+
+
+def conclude(run: Run) -> dict[str, Any]:
+    """Write what the training came to into `result.json`, and return it."""
+    lines = run.log()
+    trained = [line for line in lines if "heldout" not in line and "seconds" in line]
+    measured = [line for line in lines if "heldout" in line]
+    last = trained[-1] if trained else {}
+    seconds, heldout = float(last.get("seconds", 0.0)), run.trainer.heldout
+    page = read_json(run.path / "result.json")
+    page |= {
+        "state": "finished" if run.step >= run.trainer.steps else "unfinished",
+        "recipe": run.page.get("recipe"),
+        "seed": run.seed,
+        "steps": run.trainer.steps,
+        "step": run.step,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "seconds": seconds,
+        "steps_per_s": round(run.step / seconds, 3) if seconds else None,
+        "final": {k: v for k, v in last.items() if k not in ("step", "seconds", "steps_per_s")},
+        "heldout": measured[-1]["heldout"] if measured else None,
+        "best": best(measured, heldout.metric, heldout.direction) if heldout and measured else None,
+        "morphogen": __version__,
+        "ended": now(),
+    }
+    write_json(run.path / "result.json", page)
+    return page
+
+
+def best(measured: list[dict[str, Any]], metric: str, direction: str) -> dict[str, Any] | None:
+    """The best held-out value among log lines, the earliest of equals: {"metric", "value", "step"}."""
+    known = [(line["heldout"][metric], line["step"]) for line in measured if metric in line["heldout"]]
+    if not known:
+        return None
+    value, step = min(known, key=lambda v: (v[0] if direction == "min" else -v[0], v[1]))
+    return {"metric": metric, "value": value, "step": step}
+
+

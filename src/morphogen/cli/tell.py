@@ -1,0 +1,71 @@
+"""How the command line speaks: sentences and tables for people, one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..hooks import Voice
+
+
+class Tell:
+    """Where the answers of a verb go. With `machine`, only JSON objects are printed, and no sentence twice."""
+
+    def __init__(self, machine: bool = False) -> None:
+        self.machine = machine
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+        print(json.dumps({"event": "say", "text": text}) if self.machine else text, flush=True)
+
+    def note(self, text: str) -> None:
+        """A sentence beside the answer: on stderr for people, so that a pipe carries the answer alone."""
+        if self.machine:
+            self.say(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def answer(self, event: str, fields: Mapping[str, Any], text: str) -> None:
+        """What the verb found: `text` for people, {"event": event, **fields} for machines."""
+        print(json.dumps({"event": event, **fields}) if self.machine else text, flush=True)
+
+    def voice(self) -> Voice:
+        """The voice of a training."""
+        from ..hooks import voice_for
+
+        return voice_for(self.machine)
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int, seconds: float = 5.0) -> Iterator[Callable[[int], None]]:
+        """Tell how many of `total` are done: a bar at a terminal, else a line every so many seconds."""
+        if not self.machine and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            with tqdm(total=total, unit=what, dynamic_ncols=True, leave=False, file=sys.stderr) as bar:
+                yield lambda done: bar.update(done - bar.n) and None
+            return
+        last = time.perf_counter()
+
+        def tell(done: int) -> None:
+            nonlocal last
+            if time.perf_counter() - last < seconds:
+                return
+            last = time.perf_counter()
+            if self.machine:
+                print(json.dumps({"event": "progress", "what": what, "done": done, "of": total}), flush=True)
+            else:
+                print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+        yield tell
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows (the first is the heading) as a table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,0 +1,188 @@
+"""The data sets by name, for the command line: what there is, what it is, and a way to open and draw it.
+
+Importing this reads nothing and imports no torch, so that `--help` can name the data at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import unknown
+
+if TYPE_CHECKING:
+    from ..core import Items, Space
+    from .densities import Density
+
+Root = str | Path | None
+
+
+class Parts(NamedTuple):
+    """An opened data set: items to train on, items held out, the space, and the density where it is known."""
+
+    train: Items
+    test: Items
+    space: Space
+    density: Density | None = None
+
+
+class About(NamedTuple):
+    """What a data set is. counts: items of each part. shape: of one x. sha256: of the files, or of the parts."""
+
+    name: str
+    summary: str
+    counts: dict[str, int]
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    licence: str
+    citation: str
+    sha256: dict[str, str]
+
+
+class _Entry(NamedTuple):
+    about: About
+    open: Callable[[Root], Any]
+
+
+def names() -> list[str]:
+    """The names that `open` knows."""
+    return list(_TABLE)
+
+
+def describe(name: str) -> About:
+    """What the data set is; nothing is read. Raises UserError naming the nearest name."""
+    return _entry(name).about
+
+
+def open(name: str, root: Root = None) -> Any:
+    """The `Parts` of a data set; files are read on first use. root: the only folder to look for them in."""
+    return _entry(name).open(root)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _TABLE:
+        raise unknown("data set", name, _TABLE, "`morphogen data` lists them all.")
+    return _TABLE[name]
+
+
+def show(name: str, root: Root = None, columns: int = 12) -> Any:
+    """A sheet (PIL.Image.Image) of what was read: pictures by class, a row each; or points beside their density."""
+    import torch
+
+    from .space import Pictures, Points, grid
+
+    parts = open(name, root)
+    if isinstance(parts.space, Points):
+        drawn = parts.train.take(torch.arange(len(parts.train)))["x"]
+        exact = parts.density.log_prob(parts.space.nodes(384))
+        return grid(
+            [parts.space.show(drawn), parts.space.chart(exact)],
+            captions=[f"{name}: {len(drawn):,} samples", "exact density"],
+        )
+    assert isinstance(parts.space, Pictures)
+    batch = parts.train.take(torch.arange(min(len(parts.train), 200 * len(parts.space.classes))))
+    label = batch["cond"]["label"]
+    chosen = [int(i) for k in range(len(parts.space.classes)) for i in (label == k).nonzero()[:columns, 0]]
+    captions = [parts.space.classes[k] for k in label[chosen]]
+    return parts.space.show(batch["x"][chosen], columns, captions)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def _digits(root: Root) -> Parts:
+    from .digits import Digits, space
+
+    return Parts(Digits("train"), Digits("test"), space())
+
+
+def _mnist(root: Root) -> Parts:
+    from .mnist import MNIST, space
+
+    return Parts(MNIST("train", root=root), MNIST("test", root=root), space())
+
+
+def _cifar10(root: Root) -> Parts:
+    from .cifar10 import CIFAR10, space
+
+    return Parts(CIFAR10("train", root=root), CIFAR10("test", root=root), space())
+
+
+def _density(make: Callable[[Any], Any]) -> Callable[[Root], Parts]:
+    def opened(root: Root) -> Parts:
+        from . import densities
+
+        density = make(densities)
+        return Parts(
+            densities.Drawn(density, 100_000, 0), densities.Drawn(density, 10_000, 1), density.space(), density
+        )
+
+    return opened
+
+
+def _known(name: str, summary: str, components: int, make: Callable[[Any], Any]) -> _Entry:
+    counts, classes = {"train": 100_000, "test": 10_000}, tuple(str(k) for k in range(components))
+    return _Entry(
+        About(name, summary, counts, (2,), classes, "none needed: it is computed", _FFJORD, {}), _density(make)
+    )
+
+
+_FFJORD = "shape customary since Grathwohl et al. 2018, FFJORD, arXiv:1810.01367"
+_NUMERALS = tuple("0123456789")
+_ENTRIES = (
+    _Entry(
+        About(
+            "digits",
+            "handwritten digits of 8x8 pixels and 17 levels, embedded",
+            {"train": 1437, "test": 360},
+            (1, 8, 8),
+            _NUMERALS,
+            "CC BY 4.0",
+            "Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI repository",
+            {"digits.npz": "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"},
+        ),
+        _digits,
+    ),
+    _Entry(
+        About(
+            "mnist",
+            "handwritten digits of 28x28 grey pixels",
+            {"train": 60_000, "test": 10_000},
+            (1, 28, 28),
+            _NUMERALS,
+            "CC BY-SA 3.0, as commonly stated",
+            "LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition",
+            {
+                "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            },
+        ),
+        _mnist,
+    ),
+    _Entry(
+        About(
+            "cifar10",
+            "colour pictures of 32x32 pixels in ten classes",
+            {"train": 50_000, "test": 10_000},
+            (3, 32, 32),
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            "none stated; freely used for research",
+            "Krizhevsky 2009, Learning multiple layers of features from tiny images",
+            {
+                "train": "a0181da372c0d63a5920fdbea2ec3f83ecbc552d378218e1cb473cf634941a3b",
+                "test": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+            },
+        ),
+        _cifar10,
+    ),
+    _known("8-gaussians", "eight Gaussians on a circle", 8, lambda d: d.eight_gaussians()),
+    _known("25-gaussians", "twenty-five narrow Gaussians on a square grid", 25, lambda d: d.gaussian_grid()),
+    _known("checkerboard", "uniform on the dark squares of a 4x4 board", 8, lambda d: d.Checkerboard()),
+    _known("moons", "two interleaved half circles", 2, lambda d: d.moons()),
+    _known("rings", "four concentric circles", 4, lambda d: d.rings()),
+    _known("pinwheel", "five arms wound up", 5, lambda d: d.Pinwheel()),
+)
+_TABLE = {entry.about.name: entry for entry in _ENTRIES}

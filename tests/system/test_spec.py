@@ -1,0 +1,156 @@
+"""The constructor is the configuration: graphs of calls, written, built, compared, and refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from morphogen import Asset, Net, Remembers, UserError
+from morphogen.optim import AdamW, Cosine
+from morphogen.spec import adopt_assets, arguments, build, differences, modules_of, spec
+
+HERE = [sys.modules[__name__]]
+
+
+class Box(Remembers):
+    def __init__(self, content=None, *rest, size: int = 3, **more):
+        self.content, self.rest, self.size, self.more = content, rest, size, more
+
+
+class Layer(Net):
+    def __init__(self, inner: nn.Module | None = None, width: int = 4) -> None:
+        super().__init__()
+        self.inner, self.linear = inner, nn.Linear(width, width)
+
+
+def helper() -> int:
+    return 5
+
+
+def round_trip(obj):
+    graph = json.loads(json.dumps(spec(obj)))
+    again = build(graph, modules=HERE)
+    assert spec(again) == graph
+    return again
+
+
+def test_defaults_are_written_down():
+    assert spec(AdamW())["args"]["betas"] == {"tuple": [0.9, 0.999]}
+    assert arguments(Box(1, 2, 3, a=4)) == {"content": 1, "rest": (2, 3), "size": 3, "more": {"a": 4}}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=3) | st.lists(v, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3), v, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values)
+def test_any_plain_value_round_trips(value):
+    assert round_trip(Box(value)).content == value
+
+
+def test_special_values_round_trip(tmp_path):
+    box = round_trip(Box([math.inf, Path("a/b"), torch.float16, torch.device("cpu"), helper, Layer], 1, more=AdamW(schedule=Cosine(3))))
+    assert box.content == [math.inf, Path("a/b"), torch.float16, torch.device("cpu"), helper, Layer]
+    assert box.more["more"].schedule.warmup == 3
+    assert math.isnan(round_trip(Box(math.nan)).content)
+
+
+def test_a_shared_object_stays_shared():
+    net = Layer()
+    again = round_trip(Box([net, {"a": net}], Layer(net)))
+    assert again.content[0] is again.content[1]["a"] is again.rest[0].inner
+
+
+def test_weights_are_a_function_of_spec_and_seed():
+    graph = spec(Layer(Layer()))
+    state = torch.get_rng_state()
+    a, b, c = (build(graph, modules=HERE, seed=s).state_dict() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["linear.weight"], c["linear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (lambda x: x, "Box.content is a lambda"),
+        (torch.ones(3), r"save it to a file and pass Asset\(path\)"),
+        (nn.Linear(2, 2), "derive its class from morphogen.Net"),
+        ({1: 2}, "keys that are not strings"),
+        (object(), "cannot write down"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_a_sentence(value, sentence):
+    with pytest.raises(UserError, match=sentence):
+        spec(Box(value))
+
+
+def test_a_local_class_is_refused():
+    class Local(Remembers):
+        pass
+
+    with pytest.raises(UserError, match="defined inside a function"):
+        spec(Local())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system", "subprocess:Popen", "builtins:eval", "morphogen.spec:importlib", "morphogen.spec:Path",
+        "morphogen.checkpoint:os", "morphogen.experiment:json.loads", "morphogen.nothing:X", "morphogen.optim:Nothing",
+        "morphogen.optim:AdamW.make", "nowhere:Thing", "tests.system.test_spec:pytest", "", ":", "morphogen:",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("node", ["class", "name"])
+def test_a_file_cannot_choose_what_is_imported_or_called(name, node):
+    if node == "name" and name.endswith("AdamW.make"):
+        pytest.skip("a function of this package by its name is allowed; nothing calls it")
+    with pytest.raises(UserError):
+        build({"class": name, "args": {}} if node == "class" else {"name": name}, modules=HERE)
+
+
+@pytest.mark.parametrize("node", [{"class": "morphogen.spec:spec", "args": {}}, {"a": 1, "b": 2}, {"zzz": 1}, {}])
+def test_a_damaged_graph_is_a_sentence(node):
+    with pytest.raises(UserError):
+        build(node)
+
+
+def test_users_modules_must_be_named():
+    with pytest.raises(UserError, match=r"uses 'Box' of your module .*--with"):
+        build(spec(Box()))
+    assert modules_of(Box(Layer(), helper)) == [sys.modules[__name__]]
+
+
+def test_assets_travel_by_hash(tmp_path):
+    file = tmp_path / "vocabulary.txt"
+    file.write_text("a b c")
+    graph = json.loads(json.dumps(spec(Box(Asset(file)))))
+    adopt_assets(graph, tmp_path / "run" / "assets")
+    file.unlink()
+    box = build(graph, modules=HERE, assets=tmp_path / "run" / "assets")
+    assert box.content.path.read_text() == "a b c"
+    box.content.path.write_text("a b d")
+    with pytest.raises(UserError, match="has changed"):
+        build(graph, modules=HERE, assets=tmp_path / "run" / "assets")
+    with pytest.raises(UserError, match="does not exist"):
+        Asset(tmp_path / "gone.txt")
+
+
+def test_differences_are_named():
+    a, b = spec(Box(Layer(width=4), size=1)), spec(Box(Layer(width=5), 9, size=2))
+    assert differences(a, a) == []
+    assert differences(a, b) == ["content.width: 4 there, 5 here", "rest: [] there, [9] here", "size: 1 there, 2 here"]
+    assert differences(spec(Box(Layer())), spec(Box(AdamW()))) == ["content: Layer there, AdamW here"]
+    assert differences(spec(Box({"a": 1})), spec(Box({"b": 1}))) == ["content.a: 1 there, absent here", "content.b: absent there, 1 here"]
