@@ -25,7 +25,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=python3.12 (which Python makes $(VENV)), RUN=$(RUN) (where the demo trains),"
-	@echo "  JOBS=$(JOBS) (test processes), MORPHOGEN_DATA=FOLDER (real data sets), W=NAME (which benchmark),"
+	@echo "  JOBS=$(JOBS) (test processes), MORPHOGEN_DATA=FOLDER (real data sets), W=NAME RECORD=1 (which benchmark, recorded),"
 	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu (a package index of CPU builds: saves gigabytes on Linux)."
 
 # ---- environments: each stamp is remade when the wanted packages change --------------------------------------------
@@ -81,7 +81,7 @@ evidence: $(VENV)/test.stamp ## recompute the quick promises of docs/evidence.md
 # ---- the scoreboard ------------------------------------------------------------------------------------------------
 
 bench: $(VENV)/test.stamp ## one benchmark, ours and peers interleaved: make bench W=overhead_mlp (without W: their list)
-	@$(ENV) $(BIN)/python benchmarks/harness.py $(or $(W),--list)
+	@$(ENV) $(BIN)/python benchmarks/harness.py $(or $(W),--list) $(if $(RECORD),--record)
 
 bench-smoke: $(VENV)/test.stamp ## every benchmark of ours for a moment: that it runs and computes the same as its peer
 	@$(ENV) $(BIN)/python benchmarks/harness.py --smoke

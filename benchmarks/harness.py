@@ -672,7 +672,7 @@ def registry(name: str) -> Registry:
 
 
 def run(name: str, a: argparse.Namespace) -> bool:
-    """Run a workload; prints its lines and table; whether all went well."""
+    """Run a workload; prints its table, and last a line of JSON; whether all went well."""
     reg = registry(name)
     a.rounds, a.slice, a.budget = a.rounds or reg.rounds, a.slice or reg.slice, a.budget or reg.budget
     chosen = [
@@ -688,20 +688,19 @@ def run(name: str, a: argparse.Namespace) -> bool:
         for group in dict.fromkeys(s.group for s in chosen):
             rows += run_group(reg, [s for s in chosen if s.group == group], a, env)
     pairs = [p for ours, peer, bound in reg.pairs for p in pair(rows, ours, peer, bound)]
-    for row in [*rows, *pairs]:
-        print(json.dumps(row), flush=True)
     print(table(rows, pairs) + "\n", flush=True)
-    result = {
+    short = {
         "workload": name,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine(),
-        "pairs": {f"{p['ours']} / {p['peer']}, {p['metric']}": p for p in pairs},
-        "rows": rows,
+        "values": {f"{r['side']}:{r['metric']}": r["value"] for r in rows if "value" in r},
+        "ratios": {f"{p['ours']}:{p['peer']}:{p['metric']}": p["ratio"] for p in pairs},
     }
+    print(json.dumps(short), flush=True)
     if a.record:
         file = HERE / "results" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        whole = short | {"date": date, "machine": machine(), "pairs": pairs, "rows": rows}
+        file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         print(f"recorded in {file.relative_to(HERE.parent)}")
     failed = [f"{r['side']}: {r['error']}" for r in rows if "error" in r]
     slow = [p for p in pairs if p["bound"] and p["ratio"] > p["bound"]]
@@ -745,7 +744,7 @@ def main() -> None:
         with_ours = [n for n in workloads() if any(s.smoke for s in registry(n).sides.values())]
         for name in [a.workload] if a.workload else with_ours:
             good = run(name, a) and good
-        print(f"bench-smoke: {time.monotonic() - began:.0f} s")
+        print(json.dumps({"seconds": round(time.monotonic() - began, 1)}))
         sys.exit(not good)
     else:
         sys.exit(not run(a.workload, a))

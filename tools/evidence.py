@@ -1,19 +1,21 @@
 """Hold the promises of docs/evidence.md: recompute the quick rows, look the recorded ones up, fail on the rest.
 
-    python tools/evidence.py docs/evidence.md [--only TEXT] [--no-run]
+    python tools/evidence.py docs/evidence.md [--only TEXT] [--no-run] [--fill]
 
 A row belongs to a table with the columns
 
     | promise | command | value | bound | run |
 
 value: `` `name` number``: what is measured, and what it was. A name may be a path through a JSON file, `a.b.c`.
-bound: `≥ 0.95`, `≤ 3 %`, `= 0`, `< 0.5 s`; a unit is for the reader, "%" divides by 100. Several rows may share a command.
+bound: `≥ 0.95`, `≤ 3 %`, `= 0`, `< 0.5 s`; a unit is for the reader, "%" divides by 100.
 run:   `quick` (the command is run again, and the fresh value must keep the bound), or the file of a recorded run:
        docs/runs/NAME, whose result.json holds the value and which has spec.json and log.jsonl beside it, or
        benchmarks/results/NAME.json. The file's value must be the row's, to the digits given, and keep the bound.
 
+A new row may leave the number out, `` `name` ``: it is broken until `--fill` has measured it and written it down.
+
 A command says its values in its last line that is a JSON object, in lines `name=number`, or, for pytest, in its
-closing line (`passed`, `failed`, `skipped`, ...). It must end with status 0. Equal commands are run once.
+closing line (`passed`, `failed`, `skipped`, ...). It must end with status 0. Rows may share a command: it runs once.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ def said(output: str) -> dict[str, Any]:
     for line in reversed(output.splitlines()):
         if line.startswith("{"):
             try:
-                return values | json.loads(line)
+                return values | dict(json.loads(line))
             except ValueError:
                 continue
     return values
@@ -194,9 +196,8 @@ def link(cell: str) -> str:
     return match[1] if match else cell.strip("`").strip()
 
 
-def hold(row: Row, root: Path, ran: dict[str, dict[str, Any] | Broken]) -> tuple[float, float]:
-    """(value now, value stated) of a promise that holds. Raises Broken where it does not."""
-    name, before, half = stated(row)
+def measure(row: Row, name: str, root: Path, ran: dict[str, dict[str, Any] | Broken]) -> float:
+    """The value `name` of a row's run, made now or recorded. Raises Broken where there is none."""
     if not row.run:
         raise Broken("it has no run")
     if link(row.run) == QUICK:
@@ -211,18 +212,40 @@ def hold(row: Row, root: Path, ran: dict[str, dict[str, Any] | Broken]) -> tuple
         values = ran[command]
         if isinstance(values, Broken):
             raise values
-        value = look_up(values, name)
-    else:
-        # links are relative to docs/, bare names to the repository
-        target = link(row.run)
-        if row.run.startswith("["):
-            target = os.path.relpath((root / "docs" / target).resolve(), root.resolve())
-        value = look_up(recorded(target, root), name)
-        if not abs(value - before) <= half * 1.001:
-            raise Broken(f"the row says {before:g}, the recorded run {value:g}")
+        return look_up(values, name)
+    target = link(row.run)
+    if row.run.startswith("["):  # links are relative to docs/, bare names to the repository
+        target = os.path.relpath((root / "docs" / target).resolve(), root.resolve())
+    return look_up(recorded(target, root), name)
+
+
+def hold(row: Row, root: Path, ran: dict[str, dict[str, Any] | Broken]) -> tuple[float, float]:
+    """(value now, value stated) of a promise that holds. Raises Broken where it does not."""
+    name, before, half = stated(row)
+    value = measure(row, name, root, ran)
+    if link(row.run) != QUICK and not abs(value - before) <= half * 1.001:
+        raise Broken(f"the row says {before:g}, the recorded run {value:g}")
     if not keeps(value, row.bound):
         raise Broken(f"{name} is {value:g}, out of its bound {row.bound}")
     return value, before
+
+
+def fill(page: Path, only: str, root: Path) -> None:
+    """Measure the rows that name a value without its number, and write the numbers into the page."""
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+    ran: dict[str, dict[str, Any] | Broken] = {}
+    for row in rows("".join(lines)):
+        if not re.fullmatch(r"`[^`]+`", row.value) or only not in row.promise + row.command:
+            continue
+        try:
+            value = measure(row, row.value.strip("`"), root, ran)
+        except Broken as reason:
+            print(f"line {row.line}: {reason}", file=sys.stderr, flush=True)
+            continue
+        shown = f"{value:.0f}" if value == int(value) else f"{value:.4g}"
+        lines[row.line - 1] = lines[row.line - 1].replace(f"| {row.value} |", f"| {row.value} {shown} |")
+        print(f"line {row.line}: {row.value} {shown}", flush=True)
+    page.write_text("".join(lines), encoding="utf-8")
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -234,8 +257,11 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     ap.add_argument("page", type=Path)
     ap.add_argument("--only", default="", help="only rows whose promise or command has this text")
     ap.add_argument("--no-run", action="store_true", help="leave the quick rows out: look up recorded runs only")
+    ap.add_argument("--fill", action="store_true", help="first measure and write down the numbers that are missing")
     a = ap.parse_args(arguments)
     try:
+        if a.fill:
+            fill(a.page, a.only, root)
         found = [r for r in rows(a.page.read_text(encoding="utf-8")) if a.only in r.promise + r.command]
     except (OSError, Broken) as error:
         print(f"{a.page}: {error}", file=sys.stderr)

@@ -45,6 +45,8 @@ REG = Registry("import_time", rounds=5, slice=0.01, budget=200, needs=NEEDS, pai
 def closure(distribution: str, seen: set[str] | None = None) -> set[str]:
     """Names of the installed distributions that one needs, its own among them."""
     seen = set() if seen is None else seen
+    if not distribution:
+        return seen
     key = re.sub(r"[-_.]+", "-", distribution).lower()
     if key in seen:
         return seen
@@ -62,7 +64,8 @@ def closure(distribution: str, seen: set[str] | None = None) -> set[str]:
 def build(name: str) -> Work:
     code, distribution = IMPORTS[name]
     command = [sys.executable, "-W", "ignore", "-c"]
-    probe = f"import sys; before = set(sys.modules)\n{code}\nprint('\\n', len(set(sys.modules) - before), 'torch' in sys.modules)"
+    count = "print('\\n', len(set(sys.modules) - before), 'torch' in sys.modules)"
+    probe = f"import sys; before = set(sys.modules)\n{code}\n{count}"
     modules, torch = subprocess.run([*command, probe], capture_output=True, text=True, check=True).stdout.split()[-2:]
 
     def run() -> None:

@@ -23,7 +23,7 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = ("core", "data", "diffusion", "metrics", "nets", "optim", "recipes", "spec", "supervised", "testing")
 
-__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
+__all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
     from . import core, data, diffusion, metrics, nets, optim, recipes, spec, supervised, testing

@@ -40,7 +40,8 @@ class Average:
             n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(outside)
         }
         self.mean: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.live.items()}
-        self._live, self._mean = list(self.live.values()), list(self.mean.values())
+        self._live: list[Tensor] = list(self.live.values())
+        self._mean = list(self.mean.values())
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -76,7 +76,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         h.update(f"{name} {t.dtype} {list(t.shape)};".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 
@@ -116,7 +116,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, t in tensors.items():
         t = t.contiguous()
         storage = t.untyped_storage().data_ptr()
-        out[name] = t.clone() if storage in owners or t.numel() * t.element_size() != t.untyped_storage().nbytes() else t
+        alone = storage not in owners and t.untyped_storage().nbytes() == t.nbytes
+        out[name] = t if alone else t.clone()
         owners.add(storage)
     return out
 
@@ -141,7 +142,9 @@ class Checkpoints:
 
     # -- saving
 
-    def save(self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None) -> Path:
+    def save(
+        self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None
+    ) -> Path:
         """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial, final = self.folder / f".partial-{step:08d}", self.path(step)

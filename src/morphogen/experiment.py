@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UserError, unknown
 from .spec import Json, Remembers, adopt_assets, build, differences, modules_of, spec
@@ -212,7 +212,7 @@ def draw(
 
     if not can(model, Samples):
         raise UserError(f"{type(model).__name__} cannot sample: it has no sample(n, cond, noise=...).")
-    sample = model.sample  # type: ignore[operator]
+    sample = cast("Samples", model).sample
     known = inspect.signature(sample).parameters
     for name in options or {}:
         if name not in known:
@@ -228,8 +228,8 @@ def draw(
     drawn = []
     with torch.no_grad(), _evaluating(model), torch.random.fork_rng():
         for start in range(0, max(n, 1), chunk):
-            rows = torch.arange(start, start + chunk).clamp(max=max(n - 1, 0))
-            piece = None if cond is None or n == 0 else each(cond, lambda c, rows=rows: c[rows.to(c.device)].to(device))
+            rows = torch.arange(start, start + chunk, device=device).clamp(max=max(n - 1, 0))
+            piece = None if cond is None or n == 0 else each(cond, lambda c: c.to(device)[rows])  # noqa: B023
             torch.manual_seed(fold(seed, start))
             noise = Noise.seeded(seed, chunk, start=start, device=device)
             x = sample(chunk, piece, noise=noise, **(options or {}))

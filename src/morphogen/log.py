@@ -32,7 +32,7 @@ class Log:
         self._began = time.perf_counter()
         self._steps_then = (0.0, max(after, 0))
 
-    def tally(self, name: str, value: Tensor) -> None:
+    def tally(self, name: str, value: Tensor | float) -> None:
         """Take in a scalar; its mean over the steps since the last line is what the line says."""
         try:
             self._tallies[name].append(value)

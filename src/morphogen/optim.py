@@ -70,8 +70,11 @@ def _decayed(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[s
         return [{"params": list(named.values())}]
     matrices = [p for p in named.values() if p.ndim >= 2]
     rest = [p for p in named.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]  # type: ignore[return-value]
+    groups: list[dict[str, object]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [g for g in groups if g["params"]]
 
 
 class AdamW(Remembers):

@@ -282,8 +282,9 @@ def differences(old: Json, new: Json, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         if "class" in old and old.get("class") == new.get("class"):
             return differences(old["args"], new["args"], where)
-        if set(old) == set(new) == {"dict"} or set(old) == set(new) == {"tuple"}:
-            return differences(*old.values(), *new.values(), where)
+        for kind in ("dict", "tuple"):
+            if set(old) == set(new) == {kind}:
+                return differences(old[kind], new[kind], where)
         if "class" not in old and "class" not in new:
             found = []
             for k in [*old, *(k for k in new if k not in old)]:

@@ -85,7 +85,8 @@ class Trainer(Remembers):
         if dtype not in ("float32", "bfloat16"):
             raise unknown("training dtype", dtype, ("float32", "bfloat16"))
         self.steps, self.optim, self.micro, self.clip, self.dtype, self.ema = steps, optim, micro, clip, dtype, ema
-        self.heldout, self.hooks, self.save_every, self.keep, self.log_every = heldout, hooks, save_every, keep, log_every
+        self.heldout, self.hooks, self.log_every = heldout, hooks, log_every
+        self.save_every, self.keep = save_every, keep
         self.recompute, self.compile = recompute, compile
 
     def fit(
@@ -319,9 +320,9 @@ class Training:
     def _forward(self, piece: Batch, name: str) -> Loss:
         if self.trainer.dtype == "float32":
             said: Loss = self.model(piece, name)
-            return said
-        with torch.autocast(self.device.type, torch.bfloat16):
-            said = self.model(piece, name)
+        else:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                said = self.model(piece, name)
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
@@ -337,12 +338,9 @@ class Training:
                 f"Phase {turn.name!r} of {type(self.model).__name__} gives no gradient to any parameter it trains:"
                 " its loss is detached, or `trains` names the wrong part."
             )
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # type: ignore[no-untyped-call]
-        value = said.value if isinstance(said.value, Tensor) else sum(said.value.values(), torch.zeros_like(norm))
-        self._watch(step, turn, batch, norm, value, grads)
+        norm, value = self._watch(step, turn, batch, said, grads)
         if self.trainer.clip is not None:
-            scale = (self.trainer.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, scale)
+            _clip(grads, norm, self.trainer.clip)
         if turn.schedule is not None:
             factor = turn.schedule(step, self.trainer.steps)
             for optimiser in turn.optimisers:
@@ -415,22 +413,28 @@ class Training:
     # ---- NaN and Inf
 
     def _watch(
-        self, step: int, turn: Turn, batch: Batch, norm: Tensor, value: Tensor, grads: list[Tensor]
-    ) -> None:
+        self, step: int, turn: Turn, batch: Batch, said: Loss, grads: list[Tensor]
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Gradient norm and loss, seen to be finite: numbers on a CPU, where reading is free, else on the device."""
+        norms = torch._foreach_norm(grads)
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
         if self._cpu:
-            if not math.isfinite(norm.item() + value.item()):
+            norm, loss = math.hypot(*(n.item() for n in norms)), value.item()
+            if not math.isfinite(norm + loss):
                 raise self._explain(step, turn, batch)
-            return
-        bad = (norm + value).isfinite().logical_not_()
+            return norm, loss
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        bad = (total + value).isfinite().logical_not_()
         self.watch_read()  # the turn before this one: its numbers are there by now
         self._suspect = Suspect(step, turn, batch, bad)
         for optimiser in turn.optimisers:
             if getattr(optimiser, "_step_supports_amp_scaling", False):
                 optimiser.found_inf, optimiser.grad_scale = bad.float(), None  # type: ignore[attr-defined]
             else:
-                torch._foreach_mul_(grads, torch.zeros_like(norm).where(bad, 1.0))
+                torch._foreach_mul_(grads, torch.ones_like(total).masked_fill_(bad, 0.0))
                 for grad in grads:
                     grad.nan_to_num_(0.0, 0.0, 0.0)
+        return total, value
 
     def watch_read(self) -> None:
         """Read the flag of the last turn; raises NotFinite where its numbers were bad."""
@@ -445,8 +449,9 @@ class Training:
         first: list[str] = []
 
         def look(module: nn.Module, _args: Any, output: Any) -> None:
-            tensors = [output] if isinstance(output, Tensor) else [t for t in _tensors(output)]
-            if module is not self.model and any(t.is_floating_point() and not t.isfinite().all() for t in tensors):
+            if module is not self.model and any(
+                t.is_floating_point() and not t.isfinite().all() for t in _tensors(output)
+            ):
                 first.append(f"the output of {names[module] or 'the model'!r}")
 
         bad_inputs = [n for n, t in leaves(batch) if t.is_floating_point() and not t.isfinite().all()]
@@ -656,6 +661,14 @@ def _total(values: Mapping[str, Tensor]) -> Tensor:
         total = v if total is None else total + v
     assert total is not None, "a loss without any value"
     return total
+
+
+def _clip(grads: list[Tensor], norm: Tensor | float, most: float) -> None:
+    """Scale the gradients to a norm of at most `most` (Pascanu et al. 2013, arXiv:1211.5063)."""
+    if isinstance(norm, Tensor):
+        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
+    elif norm > most:
+        torch._foreach_mul_(grads, most / norm)
 
 
 def _detached(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:

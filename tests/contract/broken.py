@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from morphogen.core import Batch, Loss, Noise, Phase, Update, size
+from morphogen.core import Act, Batch, Loss, Noise, Phase, Update, size
 
-from .good import GAN, PCA, Bigram, Cond, Coupling, Denoiser, Gaussian, KMeans, Points, Table, Teacher
+from .good import GAN, PCA, Bigram, Cond, Coupling, Denoiser, Gaussian, KMeans, Points, Policy, Table, Teacher
 
 # ---- sources -------------------------------------------------------------------------------------------------------
 
@@ -97,10 +97,7 @@ class SeedsEveryone(Gaussian):
         return super().sample(n, cond, noise=noise)
 
 
-class TurnsGradientsOff(Gaussian):
-    def log_prob(self, x: Tensor, cond: Cond = None) -> Tensor:
-        return super().log_prob(x, cond)
-
+class ChangesDefaultType(Gaussian):
     def sample(self, n: int, cond: Cond = None, *, noise: Noise | None = None) -> Tensor:
         torch.set_default_dtype(torch.float64)
         return super().sample(n, cond, noise=noise).float()
@@ -307,6 +304,17 @@ class NarrowField(Denoiser):
         return super().denoise(x, cond)[:, :1]
 
 
+class GlobalDice(Policy):
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
+        return Act(torch.multinomial(self.logits(obs).softmax(1), 1)[:, 0])
+
+
+class InfoOfBatch(Policy):
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
+        act = super().act(obs, memory, noise=noise)
+        return act._replace(info={"logp": act.info["logp"].mean()})
+
+
 class DensityOfBatch(Gaussian):
     def loss(self, batch: Batch) -> Loss:
         return Loss(-super().log_prob(batch["x"]).mean())
@@ -368,29 +376,28 @@ class TakesALambda(Gaussian):
         self.f = f
 
 
-class UnsavedAverage(Teacher):
-    """The target net is outside `state_dict`: hidden in a tuple."""
+class UnsavedAverage(Gaussian):
+    """A running mean in a plain attribute."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = (self.target,)
-        del self.target
-
-    def __getattr__(self, name: str) -> Any:
-        return self.hidden[0] if name == "target" else super().__getattr__(name)
-
-
-class UnsavedBuffer(Gaussian):
     def __init__(self) -> None:
         super().__init__(2)
-        self.register_buffer("centre", torch.zeros(2), persistent=False)
+        self.centre = torch.zeros(2)
 
     def loss(self, batch: Batch) -> Loss:
         pull = (self.mean - self.centre).square().sum()
         return Loss(super().loss(batch).value + pull, seen={"x": batch["x"]})
 
     def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
-        self.centre.lerp_(seen["x"].mean(0), 0.1)
+        self.centre = 0.9 * self.centre + 0.1 * seen["x"].mean(0)
+
+
+class UnsavedBuffer(UnsavedAverage):
+    """The same in a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.centre
+        self.register_buffer("centre", torch.zeros(2), persistent=False)
 
 
 class HiddenStepCounter(Teacher):

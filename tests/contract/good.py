@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphogen.core import Batch, Loss, Model, Net, Noise, Phase, Place, Update, keys, size
+from morphogen.core import Act, Batch, Loss, Model, Net, Noise, Phase, Place, Update, keys, size
 from morphogen.spec import Remembers
 
 Cond = Mapping[str, Tensor] | None
@@ -21,7 +21,8 @@ Cond = Mapping[str, Tensor] | None
 
 class Stream(Remembers):
     """Base of the sources below: batch s holds the samples s B to s B + B of an endless stream, each a function of its
-    key."""
+    key.
+    """
 
     def __init__(self, batch: int = 12) -> None:
         self.batch = batch
@@ -70,6 +71,13 @@ class Ragged(Stream):
         length = 1 + noise.integers(6)
         tokens = (noise.integers(4)[:, None] + torch.arange(6)) % 4
         return {"tokens": tokens * (torch.arange(6) < length[:, None]), "length": length}
+
+
+class Deeds(Stream):
+    """Observations (B, 2), actions 0 .. 2 taken at random, and how much better than expected each was."""
+
+    def items(self, noise: Noise) -> dict[str, Any]:
+        return {"obs": noise.normal(2), "action": noise.integers(3), "advantage": noise.normal()}
 
 
 # ---- densities -----------------------------------------------------------------------------------------------------
@@ -338,3 +346,20 @@ class Bigram(Model):
         inside = torch.arange(1, 6) < length[:, None]
         symbols = (nll * inside).sum() / inside.sum().clamp(min=1)
         return Loss({"symbols": symbols, "sequences": F.cross_entropy(self.length(tokens[:, 0]), length - 1)})
+
+
+class Policy(Model):
+    """A softmax policy by the score-function gradient (Williams 1992); each action remembers its log-probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Linear(2, 3)
+
+    def loss(self, batch: Batch) -> Loss:
+        logp = self.logits(batch["obs"]).log_softmax(1).gather(1, batch["action"][:, None])[:, 0]
+        return Loss(-(logp * batch["advantage"]).mean())
+
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
+        logits = self.logits(obs)
+        action = noise.categorical(logits)
+        return Act(action, {"logp": logits.log_softmax(1).gather(1, action[:, None])[:, 0]})

@@ -19,7 +19,7 @@ from morphogen.testing import CHECKS, ContractBroken, Everything, Report, box, c
 from . import broken, good
 
 PLANE = box(-9, 9, 2)
-PAIRS = Everything(torch.tensor([*itertools.product(range(3), repeat=2)]))  # (9, 2)
+PAIRS = Everything(torch.tensor([*itertools.product(range(3), repeat=2)]), tolerance=1e-5)  # (9, 2)
 LABELS = {"label": torch.tensor([0, 1, 2, 2, 0, 1])}
 
 
@@ -59,27 +59,40 @@ NO_PHASE = {"gradients_reach_their_parameters", "phases_change_only_their_own", 
 
 # what is checked, and exactly what does not apply
 GOOD: dict[str, tuple[Callable[[], Report], set[str]]] = {
-    "gaussian": (lambda: plane(good.Gaussian()), {"elbo_form", "codec_form", "field_form", "elbo_is_below_log_prob"}),
-    "coupling": (lambda: plane(good.Coupling()), {"elbo_form", "field_form", "elbo_is_below_log_prob"}),
-    "table": (lambda: pairs(good.Table()), {"elbo_form", "codec_form", "field_form", "elbo_is_below_log_prob"}),
-    "pca": (lambda: plane(good.PCA()), {"field_form"}),
-    "denoiser": (lambda: labelled(denoiser(good.Denoiser)), NO_DENSITY | {"elbo_form", "codec_form"}),
+    "gaussian": (
+        lambda: plane(good.Gaussian()),
+        {"elbo_form", "codec_form", "field_form", "act_form", "elbo_is_below_log_prob"},
+    ),
+    "coupling": (lambda: plane(good.Coupling()), {"elbo_form", "field_form", "act_form", "elbo_is_below_log_prob"}),
+    "table": (
+        lambda: pairs(good.Table()),
+        {"elbo_form", "codec_form", "field_form", "act_form", "elbo_is_below_log_prob"},
+    ),
+    "pca": (lambda: plane(good.PCA()), {"field_form", "act_form"}),
+    "denoiser": (lambda: labelled(denoiser(good.Denoiser)), NO_DENSITY | {"elbo_form", "codec_form", "act_form"}),
     "gan": (
         lambda: plane(good.GAN()),
-        NO_DENSITY | {"elbo_form", "codec_form", "field_form", "rows_are_independent"},
+        NO_DENSITY | {"elbo_form", "codec_form", "field_form", "act_form", "rows_are_independent"},
     ),
     "batch-norm gan": (
         lambda: plane(good.BatchNormGAN()),
-        NO_DENSITY | NEVER_SPLIT | {"elbo_form", "codec_form", "field_form", "rows_are_independent"},
+        NO_DENSITY | NEVER_SPLIT | {"elbo_form", "codec_form", "field_form", "act_form", "rows_are_independent"},
     ),
-    "k-means": (lambda: plane(good.KMeans()), NO_SAMPLES | NO_DENSITY | NO_PHASE | {"elbo_form", "field_form"}),
+    "k-means": (
+        lambda: plane(good.KMeans()),
+        NO_SAMPLES | NO_DENSITY | NO_PHASE | {"elbo_form", "field_form", "act_form"},
+    ),
     "teacher": (
         lambda: plane(good.Teacher()),
+        NO_SAMPLES | NO_DENSITY | {"elbo_form", "codec_form", "field_form", "act_form", "rows_are_independent"},
+    ),
+    "policy": (
+        lambda: check_model(good.Policy(), good.Deeds()),
         NO_SAMPLES | NO_DENSITY | {"elbo_form", "codec_form", "field_form", "rows_are_independent"},
     ),
     "bigram": (
         lambda: ragged(good.Bigram()),
-        NO_SAMPLES | NO_DENSITY | {"elbo_form", "codec_form", "field_form", "rows_are_independent"},
+        NO_SAMPLES | NO_DENSITY | {"elbo_form", "codec_form", "field_form", "act_form", "rows_are_independent"},
     ),
 }
 
@@ -114,7 +127,7 @@ BROKEN: dict[str, list[Callable[[], Report]]] = {
     ],
     "global_state_is_left_alone": [
         lambda: plane(broken.SeedsEveryone()),
-        lambda: plane(broken.TurnsGradientsOff()),
+        lambda: plane(broken.ChangesDefaultType()),
     ],
     "gradients_reach_their_parameters": [
         lambda: plane(broken.DetachedLoss()),
@@ -161,6 +174,10 @@ BROKEN: dict[str, list[Callable[[], Report]]] = {
     "elbo_form": [lambda: plane(broken.ColumnElbo())],
     "codec_form": [lambda: plane(broken.FlatCode())],
     "field_form": [lambda: labelled(denoiser(broken.NarrowField))],
+    "act_form": [
+        lambda: check_model(broken.GlobalDice(), good.Deeds()),
+        lambda: check_model(broken.InfoOfBatch(), good.Deeds()),
+    ],
     "rows_are_independent": [lambda: plane(broken.DensityOfBatch())],
     "log_prob_integrates_to_one": [
         lambda: plane(broken.WrongLogDeterminant()),
@@ -207,7 +224,8 @@ def test_model_source_and_global_state_are_left_as_they_were() -> None:
     torch.manual_seed(4)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     labelled(model)
-    check_model(broken.TurnsGradientsOff(), source).raise_if_failed if False else None
+    plane(broken.ChangesDefaultType(), source)  # whose faults are undone, too
+    plane(broken.SeedsEveryone(), source)
     assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
     assert (spec(model), dict(vars(source))) == before[1:]
     assert model.step == 7
@@ -217,3 +235,71 @@ def test_model_source_and_global_state_are_left_as_they_were() -> None:
     assert states[2] == random.getstate()
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
+
+
+def test_the_table_names_every_check_its_outcome_and_why() -> None:
+    report = plane(broken.StandardisesSamples())
+    head, *rows = str(report).splitlines()
+    assert head.startswith("StandardisesSamples: ")
+    assert "1 failed" in head
+    assert [row.split()[0] for row in rows] == [c.name for c in CHECKS]
+    assert next(row for row in rows if row.startswith("codec_form")).endswith("the model has no encode and decode")
+    assert "chunks of 1" in next(row for row in rows if row.startswith("chunk_sizes_agree"))
+
+
+def test_a_fault_is_said_once_and_what_hangs_on_it_is_skipped() -> None:
+    reasons = {r.name: r.reason for r in plane(broken.OwnRandomness()).results}
+    assert reasons["samples_have_noise_of_their_own"] == "first put right samples_follow_their_noise"
+    assert reasons["chunk_sizes_agree"] == "first put right samples_follow_their_noise"
+
+
+def test_an_error_of_the_model_is_a_finding_that_says_where() -> None:
+    (finding,) = (r.reason for r in plane(broken.Squeezes()).results if r.outcome == "failed")
+    assert "IndexError" in finding
+    assert "good.py" in finding
+    assert "log_prob" in finding
+
+
+def test_checks_can_be_left_out_with_a_reason() -> None:
+    report = check_model(broken.SumsItsLoss(), good.Pairs(), skip={"denominators_add_up": "a sum, as in the paper"})
+    report.raise_if_failed()
+    assert {r.reason for r in report.results if r.name == "denominators_add_up"} == {"a sum, as in the paper"}
+    with pytest.raises(UserError, match="did you mean 'denominators_add_up'"):
+        check_model(good.Table(), good.Pairs(), skip={"denominator_adds_up": "?"})
+
+
+def test_without_everything_to_sum_over_the_check_says_what_to_give() -> None:
+    report = check_model(good.Gaussian(), good.Points())
+    (reason,) = (r.reason for r in report.results if r.name == "log_prob_integrates_to_one")
+    assert "normalise=box" in reason
+
+
+@pytest.mark.parametrize(("shape", "n"), [((1,), 7), ((2,), 49), ((1, 3), 343)])
+def test_box_is_the_midpoint_rule(shape: tuple[int, ...], n: int) -> None:
+    everything = box(-1.0, 2.5, *shape, points=7)
+    assert everything.x.shape == (n, *shape)
+    assert len(everything.x) * everything.cell == pytest.approx(3.5 ** everything.x[0].numel())
+    assert everything.x.mean() == pytest.approx(0.75)
+    assert everything.x.min() == pytest.approx(-0.75)
+
+
+def test_box_refuses_what_no_grid_can_cover() -> None:
+    with pytest.raises(UserError, match="1 to 3 numbers"):
+        box(-1, 1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_small_batches_skip_what_they_cannot_say(batch: int) -> None:
+    report = check_model(good.Table(), good.Pairs(batch=batch), normalise=PAIRS)
+    report.raise_if_failed()
+    assert ("denominators_add_up" in report.named("skipped")) == (batch == 1)
+
+
+def test_double_precision() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        report = check_model(good.PCA(), good.Points(), normalise=box(-9, 9, 2, tolerance=1e-9))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    report.raise_if_failed()
+    assert report.named("skipped") == {"field_form", "act_form"}

@@ -8,8 +8,7 @@ import torch
 from scipy import stats
 
 from morphogen import Noise
-from morphogen.core import can, each, everyone, fold, keys, leaves, size
-from morphogen.core import LogProb, Model, Samples
+from morphogen.core import LogProb, Model, Samples, can, each, everyone, fold, keys, leaves, size
 
 
 def test_splitmix64_published_values():
@@ -62,7 +61,9 @@ def test_laws(seed):
         assert stats.kstest(u, "uniform").pvalue > 1e-4
         assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / 200
         assert abs(np.corrcoef(x[:-1] ** 2, x[1:] ** 2)[0, 1]) < 4 / 200
-    pairs = Noise(keys(torch.arange(20_000), seed)).normal(2, dtype=torch.float64).numpy()  # both of one Box-Muller pair
+    pairs = (
+        Noise(keys(torch.arange(20_000), seed)).normal(2, dtype=torch.float64).numpy()
+    )  # both of one Box-Muller pair
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 4 / 20_000**0.5
 
 

@@ -33,30 +33,39 @@ def density(request):
     return PLANE[request.param]
 
 
+def reach(density: d.Density) -> int:
+    """Half the side of that square: whole, so that the edges of the boards' squares are edges of cells."""
+    return math.ceil(max(-density.low, density.high) * 1.25)
+
+
 def cells(density: d.Density, side: int) -> tuple[torch.Tensor, float]:
     """Midpoints of a grid over a square that holds all but a negligible part, and the area of a cell."""
-    half = max(-density.low, density.high) * 1.25
+    half = reach(density)
     line = ((torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1) * half
     return torch.cartesian_prod(line, line), (2 * half / side) ** 2
 
 
 def test_integrates_to_one(density):
-    x, area = cells(density, 1200)
+    x, area = cells(density, 1200 if len(density.weights) < 10 else 600)
     whole = sum(density.log_prob(piece).exp().sum().item() for piece in x.split(200_000)) * area
     parts = sum(density.log_probs(piece).exp().sum(0) for piece in x.split(200_000)) * area
-    assert whole == pytest.approx(1, abs=4e-3)  # the midpoint rule's error at edges and at the centres of arcs
+    assert whole == pytest.approx(1, abs=4e-3)  # the midpoint rule's error at the ends and centres of arcs
     torch.testing.assert_close(parts, torch.ones_like(parts), atol=6e-3, rtol=0)
 
 
 def test_samples_follow_the_density(density):
-    n, coarse, fine = 40_000, 24, 50
+    n, coarse, fine = 40_000, 24, 50 if len(density.weights) < 10 else 25
     x, area = cells(density, coarse * fine)
     p = torch.cat([density.log_prob(piece).exp() for piece in x.split(200_000)]) * area
     p = p.view(coarse, fine, coarse, fine).sum((1, 3)).flatten()
-    half = max(-density.low, density.high) * 1.25
-    drawn = density.sample(n, noise=Noise.seeded(7, n)).double()
-    place = ((drawn / half + 1) / 2 * coarse).long().clamp(0, coarse - 1)
-    counts = torch.bincount(place[:, 0] * coarse + place[:, 1], minlength=coarse**2)
+
+    def where(points: torch.Tensor) -> torch.Tensor:
+        place = ((points / reach(density) + 1) / 2 * coarse).long().clamp(0, coarse - 1)
+        return place[:, 0] * coarse + place[:, 1]
+
+    if isinstance(density, d.Arcs):  # grow like 1 / distance at their centres, which a grid integrates badly
+        p[where(torch.tensor([arc[:2] for arc in density.arcs], dtype=torch.float64))] = 0  # counted with the rest
+    counts = torch.bincount(where(density.sample(n, noise=Noise.seeded(7, n)).double()), minlength=coarse**2)
     big = n * p >= 5
     expected = torch.cat((n * p[big], (n - n * p[big].sum()).clamp_min(1e-9)[None]))
     seen = torch.cat((counts[big], counts[~big].sum()[None]))

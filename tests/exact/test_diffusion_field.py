@@ -45,7 +45,9 @@ def model(path, kind, net):
 
 
 def mixture(path):
-    return F.Mixture(path, [[-1.0, 0.5], [2.0, 0.0], [0.3, -1.5]], [[0.4, 0.7], [0.6, 0.2], [1.0, 1.0]], [0.2, 0.5, 0.3])
+    return F.Mixture(
+        path, [[-1.0, 0.5], [2.0, 0.0], [0.3, -1.5]], [[0.4, 0.7], [0.6, 0.2], [1.0, 1.0]], [0.2, 0.5, 0.3]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name)
@@ -83,8 +85,12 @@ def test_coefficients_solve_the_two_equations(path, kind):
         (a, b), (sx, ox), (se, oe) = kind.target(at), kind.x(at), kind.eps(at)
         for x, z in ((1.3, -0.4), (-2.0, 0.7)):
             x_t, f = at.alpha * x + at.sigma * z, a * x + b * z
-            assert torch.as_tensor(sx * x_t + ox * f).tolist() == pytest.approx([x] * 5 if time is t else x, rel=1e-8)
-            assert torch.as_tensor(se * x_t + oe * f).tolist() == pytest.approx([z] * 5 if time is t else z, rel=1e-8)
+            assert torch.as_tensor(sx * x_t + ox * f, dtype=t.dtype).tolist() == pytest.approx(
+                [x] * 5 if time is t else x, rel=1e-8
+            )
+            assert torch.as_tensor(se * x_t + oe * f, dtype=t.dtype).tolist() == pytest.approx(
+                [z] * 5 if time is t else z, rel=1e-8
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -43,7 +43,9 @@ def test_affine_in_w_with_one_meaning_none(path):
         for w in (0.0, 0.5, 1.0, 2.0, 7.5):
             expected = without + w * (with_ - without)
             for time in (0.4, t):
-                torch.testing.assert_close(guided(field, w).predict(x, time, p, q, cond), expected, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(
+                    guided(field, w).predict(x, time, p, q, cond), expected, rtol=1e-9, atol=1e-9
+                )
     assert guided(field, 1.0) is field
 
 

@@ -166,6 +166,18 @@ def test_frechet_interval_covers() -> None:
     assert half == pytest.approx(spread, rel=0.25)
 
 
+def test_frechet_interval_of_items_in_order() -> None:
+    """Items sorted by class, or with the classes in turn, have the interval of the same items shuffled."""
+    far = torch.arange(400).remainder(10)[:, None] * torch.tensor([[3.0, -2.0]])
+    x, y = far + normal(1, 400, 2), 0.5 * far + normal(2, 400, 2)
+    turn = frechet_distance(x, y)
+    by_class = frechet_distance(x[far[:, 0].argsort(stable=True)], y[far[:, 0].argsort(stable=True)])
+    mixed = frechet_distance(x[normal(3, 400).argsort()], y[normal(4, 400).argsort()])
+    assert turn.value == pytest.approx(mixed.value, rel=1e-9)
+    for found in (turn, by_class):
+        assert found.high - found.low == pytest.approx(mixed.high - mixed.low, rel=0.5)
+
+
 def test_frechet_asks_for_two_items_of_one_width() -> None:
     with pytest.raises(UserError, match="at least two"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))

@@ -176,10 +176,7 @@ def test_residual_block_by_its_formula(modulation: str, dims: int) -> None:
     x, e = torch.randn(3, 4, *(5, 3, 2)[:dims]), torch.randn(3, 5)
     h = net.conv1(F.silu(F.group_norm(x, 2, net.norm1.weight, net.norm1.bias, 1e-6)))
     code = net.modulate.linear(e).view(3, -1, *(1,) * dims)
-    if modulation == "shift":
-        h = net.norm2(h + code)
-    else:
-        h = net.norm2(h) * (1 + code[:, :6]) + code[:, 6:]
+    h = net.norm2(h + code) if modulation == "shift" else net.norm2(h) * (1 + code[:, :6]) + code[:, 6:]
     torch.testing.assert_close(net(x, e), net.skip(x) + net.conv2(F.silu(h)))
 
 
@@ -204,6 +201,10 @@ def test_mistakes_are_named() -> None:
         SelfAttention(6, heads=4)
     with pytest.raises(UserError, match="levels 0 to 1"):
         UNet(1, widths=(8, 8), attention=(2,))
+    with pytest.raises(UserError, match="heads of 3 channels do not divide a level of 8"):
+        UNet(1, widths=(8,), attention=(0,), head=3)
+    with pytest.raises(UserError, match="no levels"):
+        UNet(1, widths=(), attention=())
     with pytest.raises(UserError, match="condition 't'"):
         UNet(1, widths=(8,), attention=())(torch.zeros(1, 1, 4, 4), {})
 
@@ -244,18 +245,20 @@ def test_self_attention_by_its_formula() -> None:
     net = awake(SelfAttention(6, heads=2, groups=3))
     x = torch.randn(2, 6, 3, 4)
     h = F.group_norm(x, 3, net.norm.weight, net.norm.bias, 1e-6).flatten(2)  # (B, C, N)
-    q, k, v = (w @ h + b[:, None] for w, b in zip(net.qkv.weight.chunk(3), net.qkv.bias.chunk(3), strict=True))
+    q, k, v = (
+        w[..., 0, 0] @ h + b[:, None] for w, b in zip(net.qkv.weight.chunk(3), net.qkv.bias.chunk(3), strict=True)
+    )
     heads = []
     for i in (slice(0, 3), slice(3, 6)):
         weights = torch.softmax(q[:, i].mT @ k[:, i] / math.sqrt(3), -1)  # (B, N, N)
         heads.append(v[:, i] @ weights.mT)
-    y = x + (net.out.weight @ torch.cat(heads, 1) + net.out.bias[:, None]).view_as(x)
+    y = x + (net.out.weight[..., 0, 0] @ torch.cat(heads, 1) + net.out.bias[:, None]).view_as(x)
     torch.testing.assert_close(net(x), y)
     assert torch.equal(SelfAttention(6)(x), x)  # it starts as the identity
 
 
 def test_self_attention_does_not_see_the_order_of_positions() -> None:
-    net = awake(SelfAttention(4, heads=2, groups=2)).double()
+    net = awake(SelfAttention(4, heads=2, groups=2, dims=1)).double()
     x, order = torch.randn(2, 4, 10, dtype=torch.float64), torch.randperm(10)
     torch.testing.assert_close(net(x[:, :, order]), net(x)[:, :, order])
 
@@ -274,6 +277,12 @@ def small(dims: int = 2, **options) -> UNet:
 def test_output_is_as_large_as_the_input(size: tuple[int, ...]) -> None:
     net = small(len(size))
     assert net(torch.randn(2, 2, *size), conditions(2)).shape == (2, 2, *size)
+
+
+def test_without_conditions() -> None:
+    net = small(scalars=(), classes=0)
+    assert net(torch.randn(2, 2, 5, 4)).shape == (2, 2, 5, 4)
+    assert not any("modulate" in name for name, _ in net.named_parameters())
 
 
 def test_outputs_and_empty_batches() -> None:
@@ -369,6 +378,7 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
     x, cond = torch.randn(2, 2, 8, 8), conditions(2)
     grads = []
     for recompute in (False, True):
+        torch.manual_seed(4)
         net = small(dropout=0.3)
         blocks = [m for m in net.modules() if getattr(m, "recomputable", False)]
         assert blocks == [m for m in net.modules() if isinstance(m, Block)]

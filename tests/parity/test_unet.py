@@ -58,6 +58,8 @@ def translated(theirs: dict[str, Tensor], depth: int = 2) -> dict[str, Tensor]:
             for kind in ("weight", "bias"):
                 parts = [theirs[f"{attention}.to_{c}.{kind}"] for c in "qkv"]
                 ours[f"{target}.attention.qkv.{kind}"] = torch.cat(parts)
+            for name in ("qkv", "out"):  # a linear layer over channels is a convolution of kernel 1
+                ours[f"{target}.attention.{name}.weight"] = ours[f"{target}.attention.{name}.weight"][..., None, None]
 
     move("conv_in", "first")
     move("time_embedding.linear_1", "times.0.inner")
@@ -116,8 +118,9 @@ def test_other_configurations_and_gradients(widths, attention, groups, head, dep
     ours = UNet(3, widths=widths, attention=attention, groups=groups, head=head or 0, depth=depth, scale=1.0).double()
     ours.load_state_dict(translated(theirs.state_dict(), depth))
     x, t = torch.randn(4, 3, 12, 8, dtype=torch.float64), torch.tensor([0, 1, 500, 999])
-    # Their sinusoid is made in single precision, whatever the net is: 1000 radians are known to 3e-5 there.
-    y, y_theirs = ours(x, {"t": t.float()}), theirs(x, t).sample
+    # Their sinusoid is made in single precision, whatever the net is: the one thing compared above, in single.
+    theirs.time_proj = ours.times[0].sinusoid
+    y, y_theirs = ours(x, {"t": t.double()}), theirs(x, t.double()).sample
     torch.testing.assert_close(y, y_theirs, rtol=0, atol=1e-12)
     g = torch.randn_like(y)
     ((y * g).sum()).backward()

@@ -47,7 +47,7 @@ def train(make: Make, run: Path) -> None:
 
 
 def live(make: Make, run: Path, fsync: int | None, seconds: float | None) -> tuple[bool, bool]:
-    """One life in a child, killed at its fsync-th fsync inside a save, or after `seconds`: (finished, died in a save)."""
+    """One life in a child, killed at its fsync-th fsync in a save or after `seconds`: (finished, died in a save)."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -19,7 +19,10 @@ FLIPS = int(os.environ.get("MORPHOGEN_FLIPS", "10000"))
 def small(run: Path, step: int = 5, keep: int = 2) -> Checkpoints:
     store = Checkpoints(run, keep)
     x = torch.randn(3, 2)
-    parts = {"model": {"w": x, "tied": x, "half": torch.ones(2, dtype=torch.bfloat16)}, "loop": {"step": step, "none": None}}
+    parts = {
+        "model": {"w": x, "tied": x, "half": torch.ones(2, dtype=torch.bfloat16)},
+        "loop": {"step": step, "none": None},
+    }
     store.save(step, parts, {"f": torch.arange(4.0)})
     return store
 
@@ -29,7 +32,12 @@ def files(store: Checkpoints, step: int) -> list[Path]:
 
 
 def test_states_come_back(tmp_path):
-    state = {"a": [1, 2.5, None, True, "x"], "t": torch.arange(6).reshape(2, 3), "m": {"": torch.zeros(0, 3)}, "bits": 1e-300}
+    state = {
+        "a": [1, 2.5, None, True, "x"],
+        "t": torch.arange(6).reshape(2, 3),
+        "m": {"": torch.zeros(0, 3)},
+        "bits": 1e-300,
+    }
     tensors: dict[str, torch.Tensor] = {}
     again = unpack(json.loads(json.dumps(pack(state, tensors))), tensors)
     assert again["a"] == state["a"]

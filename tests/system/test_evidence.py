@@ -64,7 +64,7 @@ HOLDS = {
     "json before other lines": f"| p | {says(json.dumps({'a': 3}) + chr(10) + 'done')} | `a` 3 | = 3 | quick |",
     "value line": f"| p | {says('x' + chr(10) + 'gap = 1e-7')} | `gap` 1e-7 | ≤ 1e-6 | `quick` |",
     "pytest": f"| p | {says('..s  [100%]' + chr(10) + '2 passed, 1 skipped in 0.31s')} | `passed` 2 | ≥ 2 | quick |",
-    "a bar in a cell": f"| p | {says('a=1 ').replace('print', 'False \\| print')} | `a` 1 | = 1 | quick |",
+    "a bar in a cell": f"| p | `{sys.executable} -c \"print('a=%d' % (0 \\| 1))\"` | `a` 1 | = 1 | quick |",
     "another value now, within the bound": f"| p | {says('a=3')} | `a` 2 | ≤ 3 | quick |",
 }
 BROKEN = {
@@ -121,6 +121,23 @@ def test_equal_commands_run_once(tmp_path: Path) -> None:
         verdict(tmp_path, f"| p | {command} | `a` 1 | = 1 | quick |", f"| q | {command} | `b` 2 | = 2 | quick |") == 0
     )
     assert count.read_text() == "x"
+
+
+def test_missing_numbers_are_filled_in(runs: Path) -> None:
+    lines = [
+        f"| p | {says('a=3')} | `a` | ≥ 2 | quick |",
+        "| q | | `judge.accuracy` | ≥ 0.9 | docs/runs/digits |",
+        "| r | | `judge.accuracy` 0.988 | ≥ 0.9 | docs/runs/digits |",
+        "| s | | `judge.nothing` | ≥ 0.9 | docs/runs/digits |",
+    ]
+    page = runs / "evidence.md"
+    page.write_text("# Evidence\n\n" + HEAD + "\n".join(lines) + "\n\nEnd.\n", encoding="utf-8")
+    assert evidence.main([str(page), "--fill"], root=runs) == 1  # of s alone
+    text = page.read_text(encoding="utf-8").splitlines()
+    assert "| `a` 3 |" in text[4]
+    assert "| `judge.accuracy` 0.9877 |" in text[5]
+    assert text[6:] == [*lines[2:], "", "End."]
+    assert verdict(runs, *text[4:7]) == 0
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,11 @@ def test_defaults_are_written_down():
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda v: st.lists(v, max_size=3) | st.lists(v, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3), v, max_size=3),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.lists(v, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3), v, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -61,7 +65,13 @@ def test_any_plain_value_round_trips(value):
 
 
 def test_special_values_round_trip(tmp_path):
-    box = round_trip(Box([math.inf, Path("a/b"), torch.float16, torch.device("cpu"), helper, Layer], 1, more=AdamW(schedule=Cosine(3))))
+    box = round_trip(
+        Box(
+            [math.inf, Path("a/b"), torch.float16, torch.device("cpu"), helper, Layer],
+            1,
+            more=AdamW(schedule=Cosine(3)),
+        )
+    )
     assert box.content == [math.inf, Path("a/b"), torch.float16, torch.device("cpu"), helper, Layer]
     assert box.more["more"].schedule.warmup == 3
     assert math.isnan(round_trip(Box(math.nan)).content)
@@ -153,4 +163,7 @@ def test_differences_are_named():
     assert differences(a, a) == []
     assert differences(a, b) == ["content.width: 4 there, 5 here", "rest: [] there, [9] here", "size: 1 there, 2 here"]
     assert differences(spec(Box(Layer())), spec(Box(AdamW()))) == ["content: Layer there, AdamW here"]
-    assert differences(spec(Box({"a": 1})), spec(Box({"b": 1}))) == ["content.a: 1 there, absent here", "content.b: absent there, 1 here"]
+    assert differences(spec(Box({"a": 1})), spec(Box({"b": 1}))) == [
+        "content.a: 1 there, absent here",
+        "content.b: absent there, 1 here",
+    ]

@@ -164,7 +164,9 @@ def test_a_phase_is_due_when_the_step_divides(tmp_path):
 
 
 def test_an_optimiser_for_every_phase_or_a_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"no optimiser for the phase that trains 'generator'.*did you mean 'generater'"):
+    with pytest.raises(
+        UserError, match=r"no optimiser for the phase that trains 'generator'.*did you mean 'generater'"
+    ):
         fit(tmp_path, gan.GAN(), Trainer(1, optim={"critic": SGD(), "generater": SGD()}), gan.experiment().data.train)
 
 
@@ -213,7 +215,10 @@ def test_two_kinds_of_optimiser_within_one_phase(tmp_path):
     training = fit(tmp_path, model, Trainer(4, optim=MuonAdamW(1e-2)), until=3)
     kinds = [type(o).__name__ for o in training.turns[0].optimisers]
     assert kinds == ["Muon", "AdamW"]
-    straight = {k: v.clone() for k, v in fit(tmp_path / "b", seeded(Fit), Trainer(4, optim=MuonAdamW(1e-2))).model.state_dict().items()}
+    straight = {
+        k: v.clone()
+        for k, v in fit(tmp_path / "b", seeded(Fit), Trainer(4, optim=MuonAdamW(1e-2))).model.state_dict().items()
+    }
     resumed = fit(tmp_path, seeded(Fit), Trainer(4, optim=MuonAdamW(1e-2))).model.state_dict()
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
 
@@ -462,7 +467,7 @@ def test_a_run_is_loaded_with_averaged_weights(tmp_path):
         assert not torch.equal(p, parts["model"][name])
     assert not run.model.training
     assert run.step == 9
-    with pytest.raises(UserError, match="Step 4 of .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"Step 4 of .* cannot be loaded"):
         load(tmp_path / "r", checkpoint=4, modules=[__import__("sys").modules[__name__]])
 
 

@@ -87,9 +87,11 @@ def conclude(run: Run) -> dict[str, Any]:
     measured = [line for line in lines if "heldout" in line]
     last = trained[-1] if trained else {}
     seconds, heldout = float(last.get("seconds", 0.0)), run.trainer.heldout
+    every, patience = (heldout.every, heldout.patience) if heldout else (0, None)
+    found = best(measured, heldout.metric, heldout.direction) if heldout and measured else None
     page = read_json(run.path / "result.json")
     page |= {
-        "state": "finished" if run.step >= run.trainer.steps else "unfinished",
+        "state": state(run.step, run.trainer.steps, found, every, patience),
         "recipe": run.page.get("recipe"),
         "seed": run.seed,
         "steps": run.trainer.steps,
@@ -99,7 +101,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "steps_per_s": round(run.step / seconds, 3) if seconds else None,
         "final": {k: v for k, v in last.items() if k not in ("step", "seconds", "steps_per_s")},
         "heldout": measured[-1]["heldout"] if measured else None,
-        "best": best(measured, heldout.metric, heldout.direction) if heldout and measured else None,
+        "best": found,
         "morphogen": __version__,
         "ended": now(),
     }
@@ -116,3 +118,9 @@ def best(measured: list[dict[str, Any]], metric: str, direction: str) -> dict[st
     return {"metric": metric, "value": value, "step": step}
 
 
+def state(step: int, steps: int, best: dict[str, Any] | None, every: int, patience: int | None) -> str:
+    """What has become of a run: "finished", "stopped early" (by its held-out data) or "unfinished"."""
+    if step >= steps:
+        return "finished"
+    waited = (step - best["step"]) // every if best and every else 0
+    return "stopped early" if patience is not None and waited >= patience else "unfinished"

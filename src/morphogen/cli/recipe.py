@@ -106,7 +106,7 @@ def load_file(path: Path) -> ModuleType:
     if not name.isidentifier():
         raise UserError(f"{str(path)!r} cannot be a module's name: rename it to letters, digits and _ (my_recipe.py).")
     taken = name in sys.stdlib_module_names or (name in sys.modules and name not in _loaded)
-    if taken or importlib.util.find_spec(name) and name not in _loaded and not _beside(name, path):
+    if taken or (importlib.util.find_spec(name) and name not in _loaded and not _beside(name, path)):
         raise UserError(f"{str(path)!r} has the name of another module, {name!r}: rename the file.")
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
@@ -133,7 +133,7 @@ def _beside(name: str, path: Path) -> bool:
     return found is not None and found.origin is not None and Path(found.origin).resolve() == path.resolve()
 
 
-class _own_code:  # noqa: N801  (read as a statement)
+class _own_code:
     """Turns an error inside the user's file into one sentence with file and line; the traceback stays for --debug."""
 
     def __init__(self, path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,7 +67,13 @@ class Tell:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows (the first is the heading) as a table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    """Rows (the first is the heading) as a table for a terminal, the last column wrapped."""
+    *widths, last = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = sum(widths) + 2 * len(widths)
+    last = min(last, max(24, shutil.get_terminal_size((140, 24)).columns - left))
+    lines = []
+    for row in [rows[0], ["-" * w for w in (*widths, last)], *rows[1:]]:
+        text, *more = textwrap.wrap(row[-1], last) or [""]
+        cells = [f"{cell:<{w}}" for cell, w in zip(row[:-1], widths, strict=True)]
+        lines += ["  ".join([*cells, text]).rstrip(), *(" " * left + t for t in more)]
+    return "\n".join(lines)

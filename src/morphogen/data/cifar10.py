@@ -11,6 +11,7 @@ The other form read is `cifar-10-webp.zip`: for each batch a hundred lossless We
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -192,7 +193,8 @@ def _keep(rows: Rows, path: Path) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError:  # a full or read-only disk costs the next start a few seconds, nothing more
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def space() -> Pictures:

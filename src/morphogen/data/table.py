@@ -62,7 +62,7 @@ def open(name: str, root: Root = None) -> Any:
 
 def _entry(name: str) -> _Entry:
     if name not in _TABLE:
-        raise unknown("data set", name, _TABLE, "`morphogen data` lists them all.")
+        raise unknown("data set", name, _TABLE, "`morphogen data list` names them all.")
     return _TABLE[name]
 
 

@@ -252,9 +252,9 @@ def _to_data(times: Tensor) -> Tensor:
     return torch.cat((times, times.new_zeros(1)))
 
 
-def _enough(n: int, most: float = math.inf) -> None:
-    if not 1 <= n <= most:
-        bound = f"1 to {most:g}" if most < math.inf else "at least 1"
+def _enough(n: int, most: int | None = None) -> None:
+    if n < 1 or (most is not None and n > most):
+        bound = "at least 1" if most is None else f"1 to {most}"
         raise UserError(f"A grid of {n} steps was asked for: use {bound}.")
 
 

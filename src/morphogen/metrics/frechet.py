@@ -54,7 +54,7 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m _"], *, groups
     """d² between features x and y, with a 95 % interval of its expectation at these N, and its bias in `how`.
 
     Interval and bias come from the grouped jackknife: either set is cut into `groups` and the distance taken without
-    each in turn. Items must be in no particular order of their law (shuffle sets sorted by class).
+    each in turn. The items are dealt to the groups by a fixed permutation, so that their order is no matter.
     Raises UserError where either set has fewer than two items, or the widths differ.
     """
     if x.shape[1] != y.shape[1]:
@@ -68,7 +68,7 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m _"], *, groups
     variance = bias = 0.0
     for items, other, root in ((x, b, root_b), (y, a, root_a)):
         g = min(groups, len(items))
-        part = torch.arange(len(items)) % g
+        part = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)) % g
         left = torch.stack([_distance(m := moments(items[part != j]), _root(m.cov), other, root) for j in range(g)])
         variance += float((g - 1) / g * (left - left.mean()).square().sum())
         bias += float((g - 1) * (left.mean() - value))  # jackknife: θ(N - N/g) - θ(N) ≈ bias / (g - 1)

@@ -124,8 +124,7 @@ def evaluate_samples(
     drawn, real = read(judge, samples), read(judge, test_x)
     seen = read(judge, train_x[torch.randperm(len(train_x), generator=order)[:n]])
     picked = drawn.features[torch.randperm(len(samples), generator=order)[:n]]
-    reference = real.features[torch.randperm(len(test_x), generator=order)]
-    frechet, floor = frechet_distance(picked, reference), frechet_distance(seen.features, reference)
+    frechet, floor = frechet_distance(picked, real.features), frechet_distance(seen.features, real.features)
     found = {
         "judge": accuracy(real.label, test_label, "real test items read right by the judge"),
         "agreement": accuracy(drawn.label, asked, "samples read as the class asked for"),

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..core import Net
 from ..errors import UserError
-from .conv import group_norm
-from .embed import dense
+from .conv import convolution, group_norm
 
 # On a CPU, up to so many positions, products and softmax by torch's plain operators beat its fused kernel. Forward and
 # backward, one thread, 32 samples: bf16, 256 positions 1.7 to 3.1 times, 1024 positions 1.6 times; fp32, 256
@@ -32,6 +31,7 @@ def attend(
 ) -> Float[Tensor, "b h n d"]:
     """softmax(q k' / sqrt(d)) v, each head by itself."""
     if q.device.type != "cpu" or k.shape[2] > PLAIN.get(q.dtype, 0):
+        q, k, v = (a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v))  # else the fused kernel declines
         return F.scaled_dot_product_attention(q, k, v)
     rows = max(1, PIECE // max(1, q.shape[1] * q.shape[2] * k.shape[2]))
     if rows >= q.shape[0]:
@@ -40,7 +40,7 @@ def attend(
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)  # (B, heads, N, M)
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1)  # (B, heads, N, M)
     return weights @ v
 
 
@@ -48,20 +48,23 @@ class SelfAttention(Net):
     """x (B, C, *size) -> (B, C, *size): every position looks at every other; starts as the identity.
 
     heads: number of heads, which must divide the channels. groups, eps: of the norm (see `conv.group_norm`).
+    dims:  the number of axes in size.
     """
 
-    def __init__(self, channels: int, *, heads: int = 1, groups: int = 8, eps: float = 1e-6) -> None:
+    def __init__(self, channels: int, *, heads: int = 1, groups: int = 8, eps: float = 1e-6, dims: int = 2) -> None:
         super().__init__()
         if channels % heads:
             raise UserError(f"{channels} channels do not divide into {heads} attention heads: use a divisor.")
         self.heads = heads
         self.norm = group_norm(groups, channels, eps)
-        self.qkv = dense(channels, 3 * channels, gain=2**0.5)  # Glorot's bound as for three products of their own
-        self.out = dense(channels, channels, gain=0.0)
+        # Products over channels as convolutions of kernel 1: nothing is transposed, whatever the memory format.
+        self.qkv = convolution(dims, channels, 3 * channels, 1, gain=2**0.5)  # Glorot's bound as for three products
+        self.out = convolution(dims, channels, channels, 1, gain=0.0)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         b, c, n = x.shape[0], x.shape[1], x.shape[2:].numel()
-        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = self.qkv(h).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
-        h = attend(q, k, v).transpose(1, 2).reshape(b, n, c)  # (B, N, C)
-        return x + self.out(h).transpose(1, 2).reshape(x.shape)
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, n)
+        q, k, v = qkv.mT.unbind(1)  # (B, heads, N, d)
+        h = attend(q, k, v).mT.reshape(x.shape)  # (B, heads, d, N) -> (B, C, *size)
+        y: Tensor = x + self.out(h)
+        return y

@@ -127,8 +127,8 @@ class ResidualBlock(Net):
         h = F.silu(h)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        h = self.conv2(h)
-        return h + (x if self.skip is None else self.skip(x))
+        y: Tensor = self.conv2(h) + (x if self.skip is None else self.skip(x))
+        return y
 
 
 class Downsample(Net):
@@ -165,4 +165,5 @@ class Upsample(Net):
         for axis in range(2, w.ndim):
             w0, w1, w2 = w.unbind(axis)
             w = torch.stack((w2, w1 + w2, w0 + w1, w0), axis)  # (in, out, 4, ..)
-        return self.transposed(x, w, self.conv.bias, 2, 1)
+        out: Tensor = self.transposed(x, w, self.conv.bias, 2, 1)
+        return out

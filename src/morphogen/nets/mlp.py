@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..core import NONE, Net
@@ -88,7 +88,7 @@ class MLP(Net):
         return column.to(x.dtype)
 
 
-def scalar(cond: Mapping[str, Tensor], name: str) -> Float[Tensor, " b"]:
+def scalar(cond: Mapping[str, Tensor], name: str) -> Shaped[Tensor, " b"]:
     """The scalar condition `name` (B,). Raises UserError where it is missing."""
     try:
         return cond[name]

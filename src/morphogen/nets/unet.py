@@ -38,7 +38,7 @@ class Block(Net):
         super().__init__()
         self.residual, self.attention = residual, attention
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         h: Tensor = self.residual(x, e)
         return h if self.attention is None else self.attention(h)
 
@@ -52,7 +52,7 @@ class UNet(Net):
     attention:   the levels with self-attention (0 is full resolution); the middle always has it.
     head:        channels of an attention head; 0 is one head for all.
     classes:     number of classes of `cond["label"]`; 0 reads none. `cond["null"]` as in `ClassEmbedding`.
-    scalars:     names of the scalar conditions (B,) it must be given, such as ("t",) or ("t", "r").
+    scalars:     names of the scalar conditions (B,) it must be given, such as ("t",) or ("t", "r"); () for none.
     scale:       factor on the scalars before their sinusoids: 1000 suits times in [0, 1], 1 DDPM's step numbers.
     dropout:     in the residual blocks. groups, eps: of the group norms.
     modulation:  how conditions enter the residual blocks, a name in `conv.MODULATIONS`.
@@ -78,13 +78,20 @@ class UNet(Net):
         dims: int = 2,
     ) -> None:
         super().__init__()
+        if not widths:
+            raise UserError("A U-Net without widths has no levels: give the channels of at least one.")
         for level in attention:
             if not 0 <= level < len(widths):
                 raise UserError(
                     f"attention={attention} names level {level}, but {len(widths)} widths make the levels"
                     f" 0 to {len(widths) - 1}: choose among them."
                 )
-        embedding = 4 * widths[0]
+        embedding = 4 * widths[0] if scalars or classes else 0
+
+        def attend(wide: int) -> SelfAttention:
+            if head and wide % head:
+                raise UserError(f"Attention heads of {head} channels do not divide a level of {wide}: use a divisor.")
+            return SelfAttention(wide, heads=wide // (head or wide), groups=groups, eps=eps, dims=dims)
 
         def block(inputs: int, outputs: int, attentive: bool) -> Block:
             return Block(
@@ -98,9 +105,7 @@ class UNet(Net):
                     dropout=dropout,
                     modulation=modulation,
                 ),
-                SelfAttention(outputs, heads=outputs // (head or outputs), groups=groups, eps=eps)
-                if attentive
-                else None,
+                attend(outputs) if attentive else None,
             )
 
         self.dims, self.scalars = dims, scalars
@@ -143,7 +148,10 @@ class UNet(Net):
         )
 
     def forward(self, x: Float[Tensor, "b _ *size"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, "b _ *size"]:
-        e = F.silu(self._embed(x, cond))  # (B, 4 widths[0])
+        parts = [time(scalar(cond, name)) for name, time in zip(self.scalars, self.times, strict=True)]
+        if self.classes is not None:
+            parts.append(self.classes(cond, x.shape[0]))
+        e = F.silu(sum(parts[1:], parts[0])) if parts else None  # (B, 4 widths[0])
         h = self.first(x)
         skips = [h]
         for part in self.down:
@@ -158,10 +166,3 @@ class UNet(Net):
                 h = part(torch.cat((h, skips.pop()), 1), e)
         out: Tensor = self.last(F.silu(self.norm(h)))
         return out
-
-    def _embed(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The conditions as one embedding (B, 4 widths[0]), before its activation."""
-        parts = [time(scalar(cond, name)) for name, time in zip(self.scalars, self.times, strict=True)]
-        if self.classes is not None:
-            parts.append(self.classes(cond, x.shape[0]))
-        return sum(parts[1:], parts[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..experiment import Data, Experiment
 
 
-def digits_classifier(width: int = 32, epochs: int = 20, batch: int = 64, lr: float = 4e-3) -> Experiment:
+def digits_classifier(width: int = 32, epochs: int = 30, batch: int = 128, lr: float = 4e-3) -> Experiment:
     """A small residual net on the 1,437 training digits, slightly shifted, turned and scaled.
 
     width: channels at full resolution (four times as many features). epochs: passes over the data. batch: images a

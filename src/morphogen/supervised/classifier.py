@@ -102,12 +102,16 @@ class Classifier(Model):
         """The net's penultimate layer (B, D). x is at time `cond["t"]` (B,); clean where that is missing."""
         return self.net.features(*self._scaled(x, cond))
 
-    def label_logp(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor]) -> Float[Tensor, " b"]:
-        """The log-probability (B,), nats, that x is of class `cond["label"]` (B,).
+    def log_label(
+        self, x: Float[Tensor, " b *shape"], t: float | Tensor, cond: Mapping[str, Tensor]
+    ) -> Float[Tensor, " b"]:
+        """The log-probability (B,), nats, that x at time t, a number or (B,), is of class `cond["label"]` (B,).
 
-        Classifier guidance differentiates it by x. It is no density of x, so the classifier does not serve `LogProb`.
+        Differentiable in x: what `diffusion.guide.classified` asks for. It is no density of x, so the classifier does
+        not serve `LogProb`. A classifier of clean images takes no notice of t.
         """
-        logp = self._scores(x, cond).log_softmax(1)
+        when = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        logp = self._scores(x, {"t": when}).log_softmax(1)
         return logp.gather(1, _label(cond)[:, None])[:, 0]
 
     def _scores(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:

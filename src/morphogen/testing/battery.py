@@ -22,7 +22,6 @@ CHECKS: tuple[Check, ...] = (  # each after those that it needs
     training.finite_loss,
     training.loss_repeats,
     training.noise_is_keyed,
-    training.global_state_is_left_alone,
     training.gradients_reach_their_parameters,
     training.phases_change_only_their_own,
     training.overfits_one_batch,
@@ -39,9 +38,11 @@ CHECKS: tuple[Check, ...] = (  # each after those that it needs
     likelihood.elbo_form,
     likelihood.codec_form,
     likelihood.field_form,
+    likelihood.act_form,
     likelihood.rows_are_independent,
     likelihood.log_prob_integrates_to_one,
     likelihood.elbo_is_below_log_prob,
+    saving.global_state_is_left_alone,
     saving.spec_round_trip,
     saving.weights_round_trip,
     saving.source_resumes,
@@ -150,13 +151,12 @@ def _verdict(case: Case, check: Check) -> tuple[Literal["passed", "failed", "ski
         except Broken as finding:
             return "failed", str(finding)
         except Exception as error:  # the model's own: a finding like any other
-            return "failed", f"{type(error).__name__}: {error} (at {_where(error)})"
+            return "failed", f"{type(error).__name__}: {error}{_where(error)}"
     return "passed", ""
 
 
 def _where(error: Exception) -> str:
-    """File, line and function of the innermost frame that is the model's rather than torch's or the battery's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    here, torch_ = str(Path(__file__).parent), str(Path(torch.__file__).parent)
-    own = [f for f in frames if not f.filename.startswith((here, torch_, "<"))] or list(frames)
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}"
+    """File, line and function of the innermost frame that is the model's rather than torch's, Python's or ours."""
+    foreign = (str(Path(__file__).parent), str(Path(torch.__file__).parent), str(Path(traceback.__file__).parent), "<")
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(foreign)]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name})" if own else ""

@@ -62,7 +62,7 @@ class Everything(NamedTuple):
     tolerance: float = 1e-3
 
 
-def box(low: float, high: float, *shape: int, points: int = 200, tolerance: float = 1e-3) -> Everything:
+def box(low: float | int, high: float | int, *shape: int, points: int = 200, tolerance: float = 1e-3) -> Everything:
     """The midpoints of a regular grid over [low, high] in every dimension of an x of `shape` (at most 3 numbers).
 
     The mass outside the box counts as missing: choose it so wide that less than `tolerance` is.
@@ -101,15 +101,18 @@ class Case:
         """A copy of the model as it stands before step 1, in training mode."""
         return copy.deepcopy(self._started)
 
-    def perturbed(self) -> Model:
-        """A fresh copy with noise on its weights, so that a start from zeros hides nothing. In training mode."""
+    def perturbed(self, strength: float = 0.3) -> Model:
+        """A fresh copy with noise on its weights, so that a start from zeros hides nothing. In training mode.
+
+        strength: of what the noise adds to a layer's output, where its inputs are of order one.
+        """
         model = self.fresh()
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             for p in model.parameters():
                 if p.is_floating_point() and p.requires_grad:
                     fan_in = p[0].numel() if p.ndim > 1 else 10
-                    p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=0.3 * fan_in**-0.5)
+                    p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=strength * fan_in**-0.5)
         return model
 
     @cached_property
@@ -134,7 +137,11 @@ class Case:
     @cached_property
     def first(self) -> Batch:
         """The source's first batch, itself."""
-        return self.fresh_source().next(copy.deepcopy(self.given).train(), {})
+        return self.on_device(self.fresh_source().next(copy.deepcopy(self.given).train(), {}))
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model is, as the trainer puts it."""
+        return each(batch, lambda t: t.to(self.device))
 
     @property
     def batch(self) -> dict[str, Any]:
@@ -149,19 +156,20 @@ class Case:
     def trained(self) -> tuple[Model, list[Batch]]:
         """A copy after eight small steps of plain training, every turn in every step, and the batches that it saw."""
         model, source = self.fresh(), self.fresh_source()
-        optims = {p.loss.__name__: torch.optim.Adam(trained_by(model, p).values(), 1e-3) for p in phases(model)}
+        own = {turn_name(p): list(trained_by(model, p).values()) for p in phases(model)}
+        optims = {name: torch.optim.Adam(params, 1e-3) for name, params in own.items() if params}
         heard: dict[str, Loss] = {}
         seen: list[Batch] = []
         for model.step in range(8):
-            batch = source.next(model, heard)
+            batch = self.on_device(source.next(model, heard))
             seen.append(batch)
             for turn in model.phases():
                 name = turn_name(turn)
                 loss = said(model, batch, turn)
-                if isinstance(turn, Phase):
+                if name in optims:
                     differentiate(model, loss)
                     optims[name].step()
-                heard[name] = Loss(total(loss).detach(), loss.logs, loss.seen)
+                heard[name] = loss._replace(value=detached(loss))
                 model.after_step(name, loss.seen)
         model.step += 1
         model.zero_grad(set_to_none=True)
@@ -252,6 +260,12 @@ def parts(loss: Loss) -> dict[str, Tensor]:
 def total(loss: Loss) -> Tensor:
     """What is differentiated: the sum of the means."""
     return torch.stack([v.reshape(()) for v in parts(loss).values()]).sum()
+
+
+def detached(loss: Loss) -> Tensor | dict[str, Tensor]:
+    """The loss's means without their graph."""
+    value = loss.value
+    return value.detach() if isinstance(value, Tensor) else {k: v.detach() for k, v in value.items()}
 
 
 def differentiate(model: Model, loss: Loss) -> None:

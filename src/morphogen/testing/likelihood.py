@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Bounds, Codec, Field, LogProb, Model, can, each
+from ..core import Act, Acts, Bounds, Codec, Field, LogProb, Model, can, each
 from .case import SEED, Case, NotApplicable, check, distance, fail, non_finite, repeated, reseed, same
 from .training import finite_loss
 
@@ -19,7 +19,13 @@ def _serving(case: Case, *protocols: type) -> Model:
     model = case.perturbed().eval()
     lacking = [p.__name__ for p in protocols if not can(model, p)]
     if lacking:
-        methods = {"LogProb": "log_prob", "Bounds": "elbo", "Codec": "encode and decode", "Field": "denoise"}
+        methods = {
+            "LogProb": "log_prob",
+            "Bounds": "elbo",
+            "Codec": "encode and decode",
+            "Field": "denoise",
+            "Acts": "act",
+        }
         raise NotApplicable(f"the model has no {' and no '.join(methods[name] for name in lacking)}")
     return model
 
@@ -97,6 +103,29 @@ def _denoised(case: Case, model: Any, x: Tensor, cond: Any) -> Tensor:
     return y
 
 
+@check(finite_loss)
+def act_form(case: Case) -> None:
+    """`act(obs, noise=...)` gives actions and info (B, ...), a function of the noise given, for 1, 2, 3 and 5."""
+    model: Any = _serving(case, Acts)
+    obs = case.batch.get("obs")
+    if not isinstance(obs, Tensor):
+        raise NotApplicable("the source's batch has no tensor 'obs'")
+    for n in case.sizes(1, 2, 3, 5):
+        said = []
+        for seed in (SEED, SEED + 1):
+            reseed(model, seed)
+            with torch.no_grad():
+                act = model.act(obs[:n], noise=case.noise(n))
+            if not isinstance(act, Act):
+                fail(f"act returned a {type(act).__name__}: return Act(action, info, memory).")
+            said.append({"action": act.action, **act.info})
+        for name, rows in said[0].items():
+            if rows.shape[:1] != (n,):
+                fail(f"act of {n} observations gives {name!r} of shape {tuple(rows.shape)}: give a row for each.")
+            if not same(rows, said[1][name]):
+                fail(f"act draws its {name!r} from torch's global generator too: draw everything from the noise given.")
+
+
 @check(log_prob_form, elbo_form, codec_form, field_form)
 def rows_are_independent(case: Case) -> None:
     """In evaluation mode, what `log_prob`, `elbo`, `decode(encode)` and `denoise` say of x_i depends on x_i alone."""
@@ -136,13 +165,14 @@ def _still(case: Case, model: Model) -> bool:
 
 @check(log_prob_form, rows_are_independent)
 def log_prob_integrates_to_one(case: Case) -> None:
-    """`log_prob` over everything that there is sums to one, at the first weights and at perturbed ones."""
+    """`log_prob` over everything that there is sums to one, at the first weights and at others."""
     _serving(case, LogProb)
     if case.normalise is None:
         raise NotApplicable("give check_model a small instance and normalise=box(...), or Everything(all values of x)")
     everything = case.normalise
     x = everything.x.to(case.device)
-    for which, model in (("first", case.fresh().eval()), ("perturbed", case.perturbed().eval())):
+    for which, model in (("first", case.fresh()), ("perturbed", case.perturbed()), ("random", case.perturbed(1.0))):
+        model.eval()
         for row in case.sizes(1, 2):
             one = _cond(case, row)
             mass = 0.0

@@ -1,23 +1,27 @@
-"""Checks of what is written down and made again: specs, weights, sources, interrupted runs."""
+"""Checks of what outlives a call: global state, specs, weights, sources, interrupted runs."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core import CannotRestore, Model, leaves
+from ..core import Bounds, CannotRestore, LogProb, Model, Samples, can, leaves
 from ..errors import UserError
 from ..experiment import Data
 from ..hooks import Voice
 from ..spec import build, differences, modules_of, spec
 from ..train import Trainer
 from .case import SEED, Case, NotApplicable, changed, check, fail, phases, said, same, some, total, turn_name
+from .likelihood import elbo_form, log_prob_form
+from .sampling import sample_form
 from .training import batch_form, finite_loss, gradients_reach_their_parameters, loss_repeats
 
 
@@ -25,6 +29,32 @@ def _built(case: Case, seed: int) -> Model:
     """The model made anew from its spec, on the case's device."""
     model: Model = build(spec(case.given), modules=modules_of(case.given), seed=seed)
     return model.to(case.device)
+
+
+@check(finite_loss, sample_form, log_prob_form, elbo_form)
+def global_state_is_left_alone(case: Case) -> None:
+    """Neither loss nor sample nor log_prob seeds a generator or changes torch's dtype or gradient mode for others."""
+    model = case.fresh()
+    deeds: dict[str, Callable[[], object]] = {}
+    for phase in phases(model):
+        deeds[turn_name(phase)] = functools.partial(model, case.batch, turn_name(phase))
+    if can(model, Samples):
+        deeds["sample"] = lambda: case.sample(model, 2, case.noise(2), case.cond(2))
+    for protocol, method in ((LogProb, "log_prob"), (Bounds, "elbo")):
+        if can(model, protocol) and "x" in case.batch:
+            deeds[method] = functools.partial(getattr(model, method), case.x, case.batch.get("cond"))
+    for name, deed in deeds.items():
+        dtype, left = torch.get_default_dtype(), []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            deed()
+            left.append(torch.get_rng_state())
+        if same(*left):
+            fail(f"{name} seeds torch's global generator, which others draw from: draw from a Noise or own Generator.")
+        if torch.get_default_dtype() != dtype or not torch.is_grad_enabled():
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(True)
+            fail(f"{name} leaves another default dtype or gradient mode behind: set them in a `with` block.")
 
 
 @check()
@@ -75,7 +105,7 @@ def weights_round_trip(case: Case) -> None:
     trained = copy.deepcopy(trained)
     for phase in phases(model):
         for batch in (case.batch, batches[-1]):
-            a, b = (float(total(said(m, batch, phase))) for m in (trained, model))
+            a, b = (float(total(said(m, batch, phase)).detach()) for m in (trained, model))
             if a != b:
                 fail(
                     f"after training, {turn_name(phase)} says {a}, but a fresh build with the same state_dict says {b}:"

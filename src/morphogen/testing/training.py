@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..core import Bounds, LogProb, Loss, Model, Phase, Samples, Source, Update, can, leaves
+from ..core import Loss, Model, Phase, Source, Update, leaves
 from .case import (
     SEED,
     Case,
@@ -41,7 +40,7 @@ def batch_form(case: Case) -> None:
     """The source gives batches: named tensors that share their first dimension, `key` (B,) int64."""
     if not isinstance(case.source, Source):
         fail(f"{type(case.source).__name__} is no Source: it needs the methods start, next, state and restore.")
-    for name, t in leaves(case.first):
+    for name, t in leaves(case.fresh_source().next(copy.deepcopy(case.given).train(), {})):
         if not isinstance(t, Tensor):
             fail(f"batch[{name!r}] is a {type(t).__name__}: a batch holds tensors (B, ...), and mappings of them.")
         if t.ndim == 0:
@@ -75,7 +74,7 @@ def loss_form(case: Case) -> None:
         if not isinstance(loss, tuple) or not hasattr(loss, "seen"):
             fail(f"{name} returned a {type(loss).__name__}: return Loss(value, logs, seen).")
         for key, value in parts(loss).items():
-            what = f"{name}: the value" + (f" {key!r}" if key else "")
+            what = f"{name}: {_named(key)}"
             if not isinstance(value, Tensor) or value.numel() != 1:
                 fail(f"{what} is {_described(value)}: give a mean over the batch, a tensor of one number.")
             if counts and key not in counts:
@@ -90,6 +89,10 @@ def loss_form(case: Case) -> None:
                 fail(f"{name}: seen[{key!r}] carries gradients and would keep the graph alive: detach it.")
 
 
+def _named(key: str) -> str:
+    return f"the value {key!r}" if key else "the value"
+
+
 def _described(value: object) -> str:
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
@@ -102,7 +105,7 @@ def finite_loss(case: Case) -> None:
         loss, name = said(model, case.batch, turn), turn_name(turn)
         for key, value in parts(loss).items():
             if not bool(value.isfinite().all()):
-                fail(f"{name}: the value {key!r} is {float(value.detach())} on the first batch: find the first bad operation.")
+                fail(f"{name}: {_named(key)} is {float(value.detach())} on the first batch: find where it arises.")
         bad = non_finite(loss.logs) or non_finite(loss.seen)
         if bad:
             fail(f"{name}: logs or seen {bad!r} is not finite on the first batch.")
@@ -160,32 +163,6 @@ def _quiet(case: Case, phase: Phase) -> Model:
 
 
 @check(finite_loss)
-def global_state_is_left_alone(case: Case) -> None:
-    """Neither loss nor sample nor log_prob seeds a generator or changes torch's dtype or gradient mode for others."""
-    model = case.fresh()
-    deeds: dict[str, Callable[[], object]] = {}
-    for phase in phases(model):
-        deeds[turn_name(phase)] = functools.partial(model, case.batch, turn_name(phase))
-    if can(model, Samples):
-        deeds["sample"] = lambda: case.sample(model, 2, case.noise(2), case.cond(2))
-    for protocol, method in ((LogProb, "log_prob"), (Bounds, "elbo")):
-        if can(model, protocol) and "x" in case.batch:
-            deeds[method] = functools.partial(getattr(model, method), case.x, case.batch.get("cond"))
-    for name, deed in deeds.items():
-        dtype, left = torch.get_default_dtype(), []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            deed()
-            left.append(torch.get_rng_state())
-        if same(*left):
-            fail(f"{name} seeds torch's global generator, which others draw from: draw from a Noise or own Generator.")
-        if torch.get_default_dtype() != dtype or not torch.is_grad_enabled():
-            torch.set_default_dtype(dtype)
-            torch.set_grad_enabled(True)
-            fail(f"{name} leaves another default dtype or gradient mode behind: set them in a `with` block.")
-
-
-@check(finite_loss)
 def gradients_reach_their_parameters(case: Case) -> None:
     """Each parameter that a phase `trains` gets a gradient from its loss, and each unfrozen one has a phase."""
     model = case.fresh()
@@ -195,10 +172,11 @@ def gradients_reach_their_parameters(case: Case) -> None:
     for phase in phases(model):
         for prefix in phase.trains:
             if not any(within(n, prefix) for n in everything):
-                near = difflib.get_close_matches(prefix, everything, 1, 0.0)
+                known = {".".join(n.split(".")[:k]) for n in everything for k in range(1, n.count(".") + 2)}
+                near = difflib.get_close_matches(prefix, known, 1, 0.0)
                 fail(
                     f"{turn_name(phase)} trains {prefix!r}, but no unfrozen parameter's name begins so"
-                    + (f": did you mean a beginning of {near[0]!r}?" if near else ": the model has none.")
+                    + (f": did you mean {near[0]!r}?" if near else ": the model has none.")
                 )
         _reaches(case, phase)
     owned = {n for p in phases(model) for n in trained_by(model, p)}
@@ -295,7 +273,9 @@ def _finite_at(case: Case, n: int) -> None:
         model = case.fresh()
         loss, name = said(model, case.piece(0, n), turn), turn_name(turn)
         if not bool(total(loss).isfinite()):
-            fail(f"{name} is {float(total(loss).detach())} on a batch of {n}: look for a spread over samples, or a squeeze().")
+            fail(
+                f"{name} is {float(total(loss).detach())} on a batch of {n}: look for a spread over samples, squeeze()."
+            )
         if isinstance(turn, Phase):
             differentiate(model, loss)
             for key, p in trained_by(model, turn).items():
@@ -350,7 +330,7 @@ def denominators_add_up(case: Case) -> None:
             for key, value in values.items():
                 if distance(found[key], value) > 2e-5:
                     fail(
-                        f"{name}: split into {sizes} samples, the value {key!r} becomes {float(found[key]):.7g} instead"
+                        f"{name}: split into {sizes} samples, {_named(key)} becomes {float(found[key]):.7g} instead"
                         f" of {float(value):.7g}: divide by what counts() says, let no sample touch another,"
                         " or return {} from counts()."
                     )

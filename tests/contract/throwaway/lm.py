@@ -53,10 +53,15 @@ class LM(Model):
         nll = F.cross_entropy(self.head(h[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")  # (B, T - 1)
         inside = torch.arange(1, tokens.shape[1]) < lengths[:, None]
         said = self.length(h[:, 0]).squeeze(1)
-        each = {"tokens": (nll * inside).sum() / inside.sum().clamp(min=1), "sequences": (said - lengths).square().mean()}
+        each = {
+            "tokens": (nll * inside).sum() / inside.sum().clamp(min=1),
+            "sequences": (said - lengths).square().mean(),
+        }
         return Loss(each, logs={"bits": each["tokens"].detach() / 0.6931})
 
 
 def experiment(steps: int = 40, micro: int | None = None) -> Experiment:
     optim = AdamW(3e-3, schedule=Cosine(warmup=5), weight_decay=0.1)
-    return Experiment(LM(), Data(Counting()), Trainer(steps, optim=optim, micro=micro, clip=1.0, save_every=7, log_every=10))
+    return Experiment(
+        LM(), Data(Counting()), Trainer(steps, optim=optim, micro=micro, clip=1.0, save_every=7, log_every=10)
+    )

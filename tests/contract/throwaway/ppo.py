@@ -41,7 +41,9 @@ def _logp(logits: Tensor, action: Tensor) -> Tensor:
 class Rollouts(Remembers):
     """Each rollout serves up to `epochs` steps, fewer once the KL that the last step reported passes `most_kl`."""
 
-    def __init__(self, envs: int = 16, length: int = 8, epochs: int = 4, gamma: float = 0.9, most_kl: float = 0.003) -> None:
+    def __init__(
+        self, envs: int = 16, length: int = 8, epochs: int = 4, gamma: float = 0.9, most_kl: float = 0.003
+    ) -> None:
         self.envs, self.length, self.epochs, self.gamma, self.most_kl = envs, length, epochs, gamma, most_kl
 
     def start(self, place: Place) -> None:

@@ -1,0 +1,55 @@
+"""`morphogen data`: what data sets there are, and a look at one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data import table
+from ..errors import UserError
+from .context import Context, data_root
+from .tell import columns
+
+
+def list_(context: Context) -> None:
+    """List the data sets that are known by name."""
+    rows = [("name", "train", "test", "shape", "classes", "what it is")]
+    for name in table.names():
+        about = table.describe(name)
+        shape = "x".join(map(str, about.shape))
+        counts = [f"{about.counts[part]:,}" for part in ("train", "test")]
+        rows.append((name, counts[0], counts[1], shape, str(len(about.classes)), about.summary))
+        if context.tell.machine:
+            context.tell.answer("data", about._asdict(), "")
+    if not context.tell.machine:
+        context.tell.say(columns(rows))
+
+
+def show(
+    context: Context, name: str, *, out: Path | None = None, columns: int = 12, data_root: Path | None = None
+) -> None:
+    """Draw a sheet of a data set as it was read, and say what it is.
+
+    name: a data set (`morphogen data list`). out: the picture to write (default: NAME.png here).
+    columns: pictures in a row. data_root: the folder that holds the data sets.
+    """
+    about = table.describe(name)
+    path = out or Path(f"{name}.png")
+    picture_path(path)
+    with _root(data_root):
+        sheet = table.show(name, columns=columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    counts = ", ".join(f"{n:,} to {'train on' if part == 'train' else part}" for part, n in about.counts.items())
+    text = (
+        f"{name}: {about.summary}; {counts}\n  source   {about.citation}\n  licence  {about.licence}\n  sheet    {path}"
+    )
+    context.tell.answer("data", {**about._asdict(), "sheet": str(path)}, text)
+
+
+_root = data_root
+
+
+def picture_path(path: Path) -> None:
+    """Raise UserError unless the path can be a picture's."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"{str(path)!r} is no picture's name: let it end in .png, .jpg or .webp.")

@@ -1,0 +1,308 @@
+"""`morphogen evaluate`: what a run is worth, each number with its interval and its receipt.
+
+A classifier is held against its test items. A generator's samples are held against real data: with classes, by a judge
+(are they what was asked for, can one learn from them, how far are the judge's features of them from those of real
+items); without, by the values themselves. Whatever has a likelihood is measured by that too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from . import recipe as recipes
+from .context import Context, data_root
+from .sample import load_run, options_of, plain_options
+from .tell import columns
+from .train import fit as fit_run
+from .train import temporary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..core import Items
+    from ..experiment import Run
+    from ..metrics.measure import Measure
+
+_JUDGES = {"Digits": "digits-classifier", "MNIST": "mnist-classifier", "CIFAR10": "cifar-classifier"}
+_AUTOMATIC = ("Digits",)  # judges that are trained in seconds
+
+
+def evaluate(
+    context: Context,
+    run: Path,
+    *,
+    n: int = 1000,
+    judge: Path | None = None,
+    seed: int = 0,
+    checkpoint: str = "newest",
+    device: str | None = None,
+    data_root: Path | None = None,
+    with_: tuple[Path, ...] = (),
+) -> None:
+    """Measure a run: its classifier, or its samples and likelihoods, with intervals.
+
+    run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
+    unless flags say otherwise. judge: the run of a classifier that reads the samples (default: for the digits, one that
+    is trained once and kept in the cache folder). seed: of the samples. checkpoint: newest, best or a step.
+    device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
+    which the run uses.
+    """
+    if n < 2:
+        raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000.")
+    with _root(data_root):
+        modules = recipes.load_files(with_)
+        loaded = load_run(context, run, checkpoint, device, modules)
+        options = options_of(context, loaded)
+        reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
+        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options)
+    from ..report import write
+    from .receipts import write_json
+
+    write_json(run / "evaluation.json", page)
+    report = write(run)
+    text = f"{described(page)}\n\n  evaluation  {run / 'evaluation.json'}\n  report      {report}"
+    context.tell.answer("evaluated", page, text)
+
+
+_root = data_root
+
+
+def measure_run(
+    context: Context, run: Run, *, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
+    from .. import __version__
+    from ..core import Bounds, LogProb, Samples, can
+    from ..metrics.judge import Judge
+    from .receipts import command, machine, now
+
+    began = time.perf_counter()
+    measures: dict[str, Measure] = {}
+    page: dict[str, Any] = {"run": str(run.path), "step": run.step, "seed": seed}
+    test = run.data.test
+    if test is None:
+        raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
+    if can(run.model, Judge):
+        measures |= _read_well(run, test)
+    if can(run.model, Samples):
+        page |= {"n": n, "options": plain_options(options)}
+        found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
+        measures |= found
+    for protocol, name in ((LogProb, "log_prob"), (Bounds, "elbo")):
+        if can(run.model, protocol):
+            measures |= _likelihood(run, test, name, seed)
+    heldout = held_out(run, test)
+    return page | {
+        "measures": {k: m._asdict() for k, m in measures.items()},
+        "heldout": heldout,
+        "seconds": round(time.perf_counter() - began, 3),
+        "machine": machine(str(_device(run))),
+        "command": command(context.typed),
+        "morphogen": __version__,
+        "at": now(),
+    }
+
+
+def _read_well(run: Run, test: Items) -> dict[str, Measure]:
+    """How well a classifier reads the test items."""
+    from ..metrics.classification import accuracy, confusion, macro
+    from ..metrics.judge import everything, read
+
+    x, label = everything(test)
+    found = read(run.model, x.to(_device(run))).label.cpu()  # type: ignore[arg-type]
+    scores = macro(confusion(found, label, max(int(label.max()), int(found.max())) + 1))
+    return {"accuracy": accuracy(found, label, "share of test items read right"), **scores._asdict()}
+
+
+def held_out(run: Run, test: Items, limit: int | None = None) -> dict[str, float]:
+    """The losses on the held-out items, or on about `limit` of them."""
+    import torch
+
+    from ..heldout import HeldOut
+
+    batch = 256 if limit is None else min(limit, 256)
+    with torch.no_grad():
+        return HeldOut(batch=batch, limit=limit).measure(run.model, test, run.seed, _device(run))
+
+
+def _device(run: Run) -> Any:
+    return next(run.model.parameters()).device
+
+
+def _likelihood(run: Run, test: Items, name: str, seed: int) -> dict[str, Measure]:
+    """Mean log-likelihood of the held-out items (nats), and bits per dimension where x is quantised."""
+    import torch
+
+    from ..core import each
+    from ..data.source import in_order
+    from ..metrics.measure import Z95, Measure
+
+    device = _device(run)
+    parts = []
+    with torch.no_grad():
+        for batch in in_order(test, 256, seed=seed):
+            moved = each(batch, lambda t: t.to(device))
+            parts.append(getattr(run.model, name)(moved["x"], moved.get("cond")).cpu().double())
+    nats = torch.cat(parts)
+    bound = " (a lower bound)" if name == "elbo" else ""
+    mean, half = float(nats.mean()), Z95 * float(nats.std()) / math.sqrt(max(len(nats), 2))
+    found = {name: Measure(mean, mean - half, mean + half, len(nats), f"nats a test item{bound}, normal interval")}
+    if run.space is not None and run.space.volume:
+        scale = math.prod(run.space.shape) * math.log(2)
+        bits, width = -(mean + run.space.volume) / scale, half / scale
+        found["bits/dim"] = Measure(bits, bits - width, bits + width, len(nats), f"of test items{bound and ' (≤)'}")
+    return found
+
+
+# ---- samples -------------------------------------------------------------------------------------------------------
+
+
+def _samples(
+    context: Context, run: Run, test: Items, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, Measure], dict[str, Any] | None]:
+    """What the samples are worth, and which judge said so."""
+    import torch
+
+    from ..experiment import draw
+    from ..metrics.judge import evaluate_samples
+
+    train = _items(run)
+    one = test.take(torch.zeros(1, dtype=torch.long))
+    labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
+    kind = type(test).__name__
+    judging = _judge(context, judge, kind) if labelled else None
+    if judge is not None and not labelled:
+        raise UserError(f"The data of {str(run.path)!r} have no classes for a judge to read: leave --judge out.")
+    asked = torch.arange(n) % len(run.space.classes) if labelled else None  # type: ignore[union-attr]
+    cond = run.space.cond(n, label=asked.tolist()) if asked is not None and run.space else None
+    context.tell.note(f"Drawing {n} samples{''.join(f', {k} {v}' for k, v in options.items())} …")
+    with context.tell.progress("sample", n) as progress:
+        x = draw(run.model, n, cond, seed=seed, options=options, progress=progress).cpu()
+    if judging is None or asked is None:
+        if labelled:
+            named = f"`morphogen train {_JUDGES[kind]}`" if kind in _JUDGES else "a classifier"
+            context.tell.note(f"Without a judge only the values are compared: train {named} and give --judge RUN.")
+        return _without_judge(x, train, test, seed), None
+    context.tell.note(f"Judged by {judging.path}; a second classifier learns from the samples alone …")
+    device = _device(judging)
+    model = judging.model.cpu()
+    found = evaluate_samples(
+        x,
+        asked,
+        train=train,
+        test=test,
+        judge=model,  # type: ignore[arg-type]
+        fit=lambda samples, labels: _learn(judging, samples, labels, seed, str(device)),
+        seed=seed,
+    )
+    return found, {"run": str(judging.path), "step": judging.step}
+
+
+def _items(run: Run) -> Items:
+    from ..data.source import Shuffled
+
+    source = run.data.train
+    if not isinstance(source, Shuffled):
+        raise UserError(
+            f"The data of {str(run.path)!r} are a {type(source).__name__}, not recorded items: their samples cannot be"
+            " held against training items yet."
+        )
+    return source.items
+
+
+def _without_judge(x: Tensor, train: Items, test: Items, seed: int) -> dict[str, Measure]:
+    """Distance of the values themselves, and copying."""
+    import torch
+
+    from ..metrics.frechet import frechet_distance
+    from ..metrics.memorisation import memorised
+
+    order = torch.Generator().manual_seed(seed)
+
+    def some(items: Items, most: int) -> Tensor:
+        picked = torch.randperm(len(items), generator=order)[:most]
+        taken: Tensor = items.take(picked)["x"]
+        return taken
+
+    seen, real = some(train, len(x)), some(test, 10_000)
+    return {
+        "memorised": memorised(x, some(train, 50_000), real),
+        "frechet": frechet_distance(x.flatten(1), real.flatten(1)),
+        "floor": frechet_distance(seen.flatten(1), real.flatten(1)),
+    }
+
+
+def _judge(context: Context, given: Run | None, kind: str) -> Run | None:
+    """The judge that was given, else the data set's own where that is trained in seconds."""
+    from ..core import can
+    from ..metrics.judge import Judge
+
+    if given is None:
+        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
+    if not can(given.model, Judge):
+        model = type(given.model).__name__
+        raise UserError(f"The run {str(given.path)!r} is a {model}, which reads no classes: give a classifier's run.")
+    return given
+
+
+def _cached_judge(context: Context, name: str) -> Run:
+    """The judge of a data set from the cache folder, trained there where it is not yet."""
+    from ..data.roots import cache
+    from ..experiment import load
+    from ..spec import build, spec
+
+    found = recipes.find(name)
+    arguments = found.arguments({})
+    graph = spec(found.build(arguments))
+    path = cache() / "judges" / f"{name}-{hashlib.sha256(json.dumps(graph).encode()).hexdigest()[:12]}"
+    experiment = build(graph, seed=0)
+    try:
+        run = load(path)
+        if run.step == experiment.trainer.steps:
+            return run
+    except UserError:
+        pass  # not there, or not whole: train it (again)
+    context.tell.note(f"Training the judge, {name}, once into {path} …")
+    note = {"name": name, "arguments": arguments}
+    return fit_run(context, experiment, path, 0, "cpu", note, found.file)
+
+
+def _learn(judge: Run, x: Tensor, label: Tensor, seed: int, device: str) -> Any:
+    """A classifier like the judge, from other weights, that has seen only these samples."""
+    from ..data.items import Tensors
+    from ..data.source import Shuffled
+    from ..experiment import Data
+    from ..hooks import Voice
+    from ..spec import arguments, build, call, modules_of
+
+    modules = [m for part in (judge.model, judge.data) for m in modules_of(part)]
+    fresh = build(judge.page["experiment"], modules=modules, seed=seed + 1, assets=judge.path / "assets")
+    batch = arguments(fresh.data.train)["batch"]
+    trainer = call(type(fresh.trainer), {**arguments(fresh.trainer), "heldout": None, "hooks": ()})
+    with temporary() as folder:
+        data = Data(Shuffled(Tensors(x, {"label": label}), min(batch, len(x))))
+        trainer.fit(fresh.model, data, run=folder, seed=seed + 1, device=device, voice=Voice())
+    return fresh.model.cpu().eval()
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def described(page: dict[str, Any]) -> str:
+    """The measures as a table for a terminal."""
+    options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
+    drawn = f", {page['n']} samples of seed {page['seed']}{options}" if "n" in page else ""
+    lines = [f"{page['run']}, step {page['step']}{drawn}:", ""]
+    if page["measures"]:
+        rows = [("measure", "value", "95 % interval", "N", "what it is")]
+        for name, m in page["measures"].items():
+            rows.append((name, f"{m['value']:.4f}", f"{m['low']:.4f} … {m['high']:.4f}", str(m["n"]), m["how"]))
+        lines.append(columns(rows))
+    heldout = ", ".join(f"{k} {v:.4g}" for k, v in page["heldout"].items())
+    return "\n".join([*lines, "", f"held-out: {heldout}"])

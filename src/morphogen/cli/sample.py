@@ -1,0 +1,139 @@
+"""`morphogen sample`: pictures (or what the space holds) from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, unknown
+from . import recipe as recipes
+from .context import Context
+from .data import picture_path
+from .flags import Flag, flags_of, plain
+
+if TYPE_CHECKING:
+    from ..experiment import Run
+    from ..hooks import SampleGrid
+
+
+def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
+    """The sampling options of a run's model, for --help."""
+    from ..experiment import read_spec
+    from ..spec import build
+
+    run: Path = given["run"]
+    graph, modules = read_spec(run)["experiment"], recipes.load_files(given.get("with_", ()))
+    model = build(graph["args"]["model"], modules=modules, assets=run / "assets")
+    return f"options of {type(model).__name__}, the model of {run}:", model_flags(model)
+
+
+def model_flags(model: Any) -> list[Flag]:
+    """The options of the model's own sampling; none where it cannot sample."""
+    from ..core import Samples, can
+
+    return flags_of(model.sample, skip=("n", "cond", "noise")) if can(model, Samples) else []
+
+
+def sample(
+    context: Context,
+    run: Path,
+    *,
+    n: int = 64,
+    label: tuple[str, ...] = (),
+    seed: int = 0,
+    out: Path | None = None,
+    columns: int | None = None,
+    checkpoint: str = "newest",
+    device: str | None = None,
+    with_: tuple[Path, ...] = (),
+) -> None:
+    """Draw samples from a run, into one picture or a folder of files.
+
+    run: the folder of the run. n: how many. label: classes to ask for, by name or number, in turn, or none (also
+    --class; default: every class in turn where the run's own pictures ask for classes, else none).
+    seed: sample i is a function of the seed and i. out: FILE.png for one picture of all, FILE.npy for the numbers, else
+    a folder for a file each (default: drawn-SEED.png in the run). columns: samples in a row of the picture.
+    checkpoint: newest, best (by the held-out metric) or a step. device: cpu, cuda, …. with_: files that define classes
+    of yours which the run uses.
+    """
+    from ..experiment import draw
+
+    if n < 1:
+        raise UserError(f"--n {n} asks for nothing: take 1 or more.")
+    if columns is not None and columns < 1:
+        raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
+    path = out or run / f"drawn-{seed}.png"
+    if path.suffix not in ("", ".npy"):
+        picture_path(path)
+    loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_))
+    options = options_of(context, loaded)
+    if loaded.space is None and path.suffix != ".npy":
+        raise UserError(f"The run {str(run)!r} has no space to show samples in: write the numbers with --out FILE.npy.")
+    cond, asked = _wished(loaded, n, label)
+    with context.tell.progress("sample", n) as progress:
+        x = draw(loaded.model, n, cond, seed=seed, options=options, progress=progress).cpu()
+    if path.suffix:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        np.save(path, x.numpy())
+        files = [path]
+    elif path.suffix:
+        assert loaded.space is not None
+        loaded.space.show(x, columns).save(path)
+        files = [path]
+    else:
+        assert loaded.space is not None
+        files = loaded.space.save(x, path)
+    where = path if len(files) == 1 else f"{len(files)} files in {path}"
+    settings = "".join(f", {k} {v}" for k, v in options.items())
+    fields = {"n": n, "label": list(label), "seed": seed, "step": loaded.step, "options": plain_options(options)}
+    text = f"{n} samples of {asked} (seed {seed}, step {loaded.step}{settings}) drawn to {where}"
+    context.tell.answer("sampled", {**fields, "files": [str(f) for f in files]}, text)
+
+
+def _wished(run: Run, n: int, label: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
+    """The conditions of n samples, and how to name them."""
+    if label == ("none",):
+        return None, "no class"
+    if label and run.space is None:
+        raise UserError(f"The run {str(run.path)!r} has no space, so no classes by name: leave --label out.")
+    wished: list[str] = list(label)
+    if not label and any("label" in (g.wishes or {}) for g in _grids(run)):
+        wished = list(getattr(run.space, "classes", ()))
+    if not wished or run.space is None:
+        return None, "no class"
+    return run.space.cond(n, label=wished), ", ".join(label) or f"all {len(wished)} classes in turn"
+
+
+def _grids(run: Run) -> list[SampleGrid]:
+    from ..hooks import SampleGrid
+
+    return [h for h in run.trainer.hooks if isinstance(h, SampleGrid)]
+
+
+def load_run(context: Context, run: Path, checkpoint: str, device: str | None, modules: Sequence[ModuleType]) -> Run:
+    """A run by the words of a command line."""
+    from ..experiment import load, read_spec
+
+    read_spec(run)
+    if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
+        raise unknown("checkpoint", checkpoint, ("newest", "best"), "(or give a step's number)")
+    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    return load(run, checkpoint=which, modules=modules, device=device, say=context.tell.note)
+
+
+def options_of(context: Context, run: Run) -> dict[str, Any]:
+    """The sampling options: the flags, over what the run's own pictures are drawn with."""
+    grids = _grids(run)
+    own: dict[str, Any] = dict(grids[0].options or {}) if grids else {}
+    return own | context.options(model_flags(run.model), type(run.model).__name__)
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them."""
+    kept = {k: plain(v) for k, v in options.items()}
+    return {k: v if v is None or isinstance(v, bool | int | float | str | list) else str(v) for k, v in kept.items()}

@@ -1,0 +1,180 @@
+"""`morphogen train`: from a recipe and its flags to a run folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, unknown
+from . import recipe as recipes
+from .context import Context, data_root
+from .flags import Flag, plain, restored, summary
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..experiment import Experiment, Run
+
+_root = data_root
+
+
+def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
+    """A recipe's own flags, for --help."""
+    recipe = recipes.find(given["recipe"])
+    return f"{summary(recipe.make)}\n\nflags of {given['recipe']}:", recipe.flags
+
+
+def train(
+    context: Context,
+    recipe: str = "",
+    *,
+    run: Path | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    data_root: Path | None = None,
+    with_: tuple[Path, ...] = (),
+    like: Path | None = None,
+    check: bool = False,
+) -> None:
+    """Train a recipe into a run folder, or continue the run that is there.
+
+    recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
+    recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
+    seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
+    data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
+    with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
+    flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
+    temporary folder, to see that it works.
+    """
+    recipes.load_files(with_)
+    if not recipe and like is None and run is not None and (run / "spec.json").is_file():
+        like, seed = run, _page(run)["seed"] if seed is None else seed
+    found, arguments = _resolve(context, recipe, like)
+    seed = 0 if seed is None else seed
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} is out of range: take a whole number from 0 to 9223372036854775807.")
+    from ..spec import build, modules_of, spec
+    from ..train import choose_device
+
+    where = choose_device(device)
+    with _root(data_root):
+        made = found.build(arguments)
+        # what is trained is what spec.json builds: weights are a function of the spec and the seed alone
+        experiment = build(spec(made), modules=modules_of(made), seed=seed)
+        del made
+        if check:
+            from .check import check_everything
+
+            check_everything(context, experiment, seed, str(where), found)
+            return
+        note = {"name": found.name, "arguments": _noted(found, arguments)}
+        path = run or Path("runs") / f"{found.short}-{seed}"
+        done = fit(context, experiment, path, seed, str(where), note, found.file)
+    _conclude(context, done, found, with_)
+
+
+def fit(
+    context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
+) -> Run:
+    """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
+    from ..experiment import write_spec
+    from .receipts import begin
+
+    write_spec(path, experiment, seed, note)
+    if file.is_file() and not (path / "recipe.py").exists():
+        shutil.copyfile(file, path / "recipe.py")
+    begin(path, context.typed, device)
+    return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
+
+
+def _page(run: Path) -> dict[str, Any]:
+    from ..experiment import read_spec
+
+    return read_spec(run)
+
+
+def _resolve(context: Context, name: str, like: Path | None) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, and all its arguments: the flags, over those of `like`, over its defaults."""
+    note: dict[str, Any] = {}
+    if like is not None:
+        note = _page(like).get("recipe") or {}
+        if not note:
+            raise UserError(f"The run {str(like)!r} was not made by a recipe: give one and its flags, without --like.")
+        mine = ".py:" in note["name"]
+        if not name and mine:
+            raise UserError(f"The run {str(like)!r} was made by {note['name']}: give that file's path as RECIPE too.")
+        name = name or note["name"]
+    if not name:
+        from ..recipes import names
+
+        known = ", ".join(names())
+        raise UserError(f"RECIPE is missing: `morphogen train RECIPE`, one of {known}, or your own FILE.py:FUNCTION.")
+    found = recipes.find(name)
+    if note and found.name != note["name"]:
+        raise UserError(f"The run {str(like)!r} was made by {note['name']!r}, not {found.name!r}: leave --like out.")
+    flags = {f.name: f for f in found.flags}
+    for own in context.flags:
+        if own.name in flags and not own.positional:
+            raise UserError(f"{found.name} has an argument {own.name!r}, which `train` has too: rename the recipe's.")
+    noted = note.get("arguments", {})
+    for argument in noted:
+        if argument not in flags:
+            raise unknown(f"argument of {found.name} (the run {str(like)!r} has it)", argument, flags)
+    given = {k: restored(flags[k], v) for k, v in noted.items()} | context.options(found.flags, found.name)
+    return found, found.arguments(given)
+
+
+def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: plain(arguments[f.name]) for f in found.flags}
+
+
+def _conclude(context: Context, run: Run, found: Recipe, with_: tuple[Path, ...]) -> None:
+    from ..report import write
+    from .receipts import conclude
+
+    result = conclude(run)
+    report = write(run.path)
+    pictures = sorted((run.path / "samples").glob("*.png"))
+    own = [*with_, *([found.file] if ".py:" in found.name else [])]
+    following = next_commands(run, own)
+    places = {"run": str(run.path), "picture": str(pictures[-1]) if pictures else None, "report": str(report)}
+    lines = [
+        _story(result),
+        *(f"  {k:<8} {v}" for k, v in places.items() if v),
+        "Next:",
+        *(f"  {c}" for c in following),
+    ]
+    context.tell.answer("trained", {**places, "next": following, "result": result}, "\n".join(lines))
+
+
+def _story(result: dict[str, Any]) -> str:
+    told = f"{result['state'].capitalize()} after {result['step']} of {result['steps']} steps"
+    if result["seconds"]:
+        told += f" in {result['seconds']:.1f} s ({result['steps_per_s']:.4g} steps/s)"
+    if result["best"]:
+        best = result["best"]
+        told += f"; best held-out {best['metric']} {best['value']:.4g} at step {best['step']}"
+    return told + "."
+
+
+def next_commands(run: Run, files: list[Path]) -> list[str]:
+    """What to type next, ready to copy."""
+    import shlex
+
+    from ..core import Samples, can
+
+    tail = (" --with " + shlex.join(map(str, files))) if files else ""
+    path = shlex.quote(str(run.path))
+    following = [f"morphogen evaluate {path}{tail}"]
+    if can(run.model, Samples):
+        classes = getattr(run.space, "classes", ())
+        label = f" --label {shlex.quote(str(classes[len(classes) // 2]))}" if classes else ""
+        following.insert(0, f"morphogen sample {path} --n 64{label} --out samples.png{tail}")
+    return following
+
+
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder for trials."""
+    return tempfile.TemporaryDirectory(prefix="morphogen-")

@@ -1,0 +1,344 @@
+"""`report.html`: what a run is and what it came to, in one file that needs nothing else. Imports no torch.
+
+Losses as a chart drawn here (SVG), samples as inlined pictures, measures as a table with interval and receipt, and what
+to type next. No script, no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .experiment import read_spec
+
+Series = Mapping[str, Sequence[tuple[float, float]]]  # a line's name to its points
+_INLINE = 24 << 20  # bytes of pictures in one report
+_STRIP = 8  # earlier pictures shown
+
+
+def write(run: str | Path) -> Path:
+    """Write the report of a run folder and return its path. Raises UserError where the folder is no run."""
+    run = Path(run)
+    page = read_spec(run)
+    path = run / "report.html"
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(render(run, page), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def render(run: Path, page: Mapping[str, Any]) -> str:
+    """The report's text."""
+    recipe = page.get("recipe") or {}
+    result, evaluation = _json(run / "result.json"), _json(run / "evaluation.json")
+    lines = _lines(run / "log.jsonl")
+    title = str(recipe.get("name") or _model(page))
+    sections = [
+        _samples(run),
+        _measures(evaluation),
+        _charts(lines),
+        _facts(run, page, recipe, result, lines),
+        _next(run, title, evaluation, bool(list((run / "samples").glob("*.png")))),
+    ]
+    body = "\n".join(s for s in sections if s)
+    head = f"<h1>{_e(title)}</h1>\n<p class='lead'>{_lead(page, result, lines)}</p>"
+    return (
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{_e(title)} — {_e(run.name)}</title>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<style>{_STYLE}</style></head>\n<body><main>\n<header>{head}</header>\n{body}\n"
+        f"<footer>morphogen {_e(str(page.get('morphogen', '')))}, run {_e(run.name)}</footer>\n</main></body></html>\n"
+    )
+
+
+def _e(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        page = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return page if isinstance(page, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for raw in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(raw))
+        except ValueError:
+            break
+    return found
+
+
+def _args(node: Any, *names: str) -> Any:
+    for name in names:
+        node = ((node or {}).get("args") or {}).get(name)
+    return node
+
+
+def _model(page: Mapping[str, Any]) -> str:
+    node = _args(page.get("experiment"), "model") or {}
+    return str(node.get("class", "a run")).rpartition(":")[2]
+
+
+def _lead(page: Mapping[str, Any], result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: what was trained, on what, how far and how long."""
+    test = _args(page.get("experiment"), "data", "test") or {}
+    data = str(test.get("class", "")).rpartition(":")[2]
+    steps = _args(page.get("experiment"), "trainer", "steps")
+    step = max((int(line.get("step", 0)) for line in lines), default=0)
+    told = f"<b>{_e(_model(page))}</b>" + (f" on <b>{_e(data)}</b>" if data else "")
+    told += f", {step:,} of {steps:,} steps" if isinstance(steps, int) else f", {step:,} steps"
+    seconds = result.get("seconds") or max((float(line.get("seconds", 0)) for line in lines), default=0.0)
+    if seconds:
+        told += f" in {_duration(seconds)}"
+    best = result.get("best")
+    if best:
+        told += f"; best held-out {_e(best['metric'])} <b>{best['value']:.4g}</b> at step {best['step']:,}"
+    return told + "."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+# ---- sections ------------------------------------------------------------------------------------------------------
+
+
+def _samples(run: Path) -> str:
+    pictures = sorted(p for p in (run / "samples").glob("*.png") if p.stem.isdigit())
+    if not pictures:
+        return ""
+    *earlier, newest = pictures
+    if len(earlier) > _STRIP:  # evenly, the first and the last among them
+        earlier = [earlier[round(i * (len(earlier) - 1) / (_STRIP - 1))] for i in range(_STRIP)]
+    room = _INLINE - newest.stat().st_size
+    strip = []
+    for p in earlier:
+        room -= p.stat().st_size
+        if room > 0:
+            strip.append(f"<figure>{_picture(p)}<figcaption>step {int(p.stem):,}</figcaption></figure>")
+    row = f"<div class='strip'>{''.join(strip)}</div>" if strip else ""
+    caption = f"<figcaption>Samples at step {int(newest.stem):,}, always of the same noise</figcaption>"
+    return f"<section><h2>Samples</h2><figure class='newest'>{_picture(newest)}{caption}</figure>{row}</section>"
+
+
+def _picture(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f"<img alt='samples at step {int(path.stem)}' src='data:image/png;base64,{data}'>"
+
+
+def _measures(page: Mapping[str, Any]) -> str:
+    if not page:
+        return ""
+    rows = "".join(
+        f"<tr><th>{_e(name)}</th><td class='n'>{m['value']:.4f}</td><td class='n'>{m['low']:.4f} … {m['high']:.4f}</td>"
+        f"<td class='n'>{m['n']:,}</td><td class='how'>{_e(m['how'])}</td></tr>"
+        for name, m in page.get("measures", {}).items()
+    )
+    head = "<tr><th>measure</th><th>value</th><th>95 % interval</th><th>N</th><th>what it is</th></tr>"
+    table = f"<div class='wide'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>" if rows else ""
+    options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
+    drawn = f"{page['n']:,} samples, seed {page['seed']}{options}; " if "n" in page else ""
+    judge = f"; judge: {page['judge']['run']}" if page.get("judge") else ""
+    heldout = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("heldout") or {}).items())
+    held = f"<p>Held-out: {_e(heldout)}</p>" if heldout else ""
+    told = f"{drawn}weights of step {page.get('step')}{judge}"
+    receipt = f"<p class='receipt'>{_e(told)}</p>"
+    return f"<section><h2>Evaluation</h2>{table}{held}{receipt}</section>"
+
+
+def _charts(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The loss, and every other quantity that was also held out; of training, of held-out data."""
+    trained = [line for line in lines if "heldout" not in line]
+    measured = [line for line in lines if "heldout" in line]
+    names = ["loss", *(k for line in measured for k in line["heldout"])]
+    if not any("loss" in line for line in [*trained, *(m["heldout"] for m in measured)]):
+        names += [k for line in trained for k in line if k == "loss" or k.endswith(".loss")]
+    charts = []
+    for name in list(dict.fromkeys(names))[:6]:
+        series = {
+            "training": [(line["step"], line[name]) for line in trained if _number(line.get(name))],
+            "held-out": [(m["step"], m["heldout"][name]) for m in measured if _number(m["heldout"].get(name))],
+        }
+        if sum(len(points) for points in series.values()) > 1:
+            charts.append(f"<figure class='chart'><h3>{_e(name)}</h3>{chart(series)}</figure>")
+    return f"<section><h2>Training</h2><div class='charts'>{''.join(charts)}</div></section>" if charts else ""
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _facts(
+    run: Path,
+    page: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    result: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+) -> str:
+    machine = result.get("machine") or {}
+    arguments = recipe.get("arguments") or {}
+    here = "{cpu}, {cores} cores, {threads} threads, {device}".format_map(machine) if "cpu" in machine else None
+    versions = f"morphogen {page.get('morphogen')}" + (
+        f", torch {machine['torch']}, Python {machine['python']}, {machine['system']}" if "torch" in machine else ""
+    )
+    facts = {
+        "recipe": recipe.get("name"),
+        "arguments": " ".join(f"{k}={v}" for k, v in arguments.items()),
+        "seed": page.get("seed"),
+        "parameters": f"{result['parameters']:,}" if "parameters" in result else None,
+        "speed": f"{result['steps_per_s']:.4g} steps/s" if result.get("steps_per_s") else None,
+        "machine": here,
+        "versions": versions,
+        "command": result.get("command"),
+        "ended": result.get("ended"),
+        "folder": run,
+    }
+    rows = "".join(f"<dt>{k}</dt><dd>{_e(v)}</dd>" for k, v in facts.items() if v not in (None, ""))
+    return f"<section><h2>Receipt</h2><dl>{rows}</dl></section>"
+
+
+def _next(run: Path, recipe: str, evaluation: Mapping[str, Any], draws: bool) -> str:
+    path = shlex.quote(str(run))
+    own = " --with FILE.py" if ".py:" in recipe else ""
+    commands = [f"morphogen sample {path} --n 64 --out samples.png{own}"] if draws else []
+    if not evaluation:
+        commands.append(f"morphogen evaluate {path}{own}")
+    commands.append(f"morphogen runs show {path}")
+    if ".py:" not in recipe:
+        commands.append(f"morphogen train --like {path} --seed 1")
+    return f"<section><h2>Next</h2><pre>{_e(chr(10).join(commands))}</pre></section>"
+
+
+# ---- the chart -----------------------------------------------------------------------------------------------------
+
+_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 62, 14, 12, 40
+
+
+def chart(series: Series, label: str = "step") -> str:
+    """An SVG of lines over steps; logarithmic where positive values span more than a factor of twenty."""
+    drawn = {name: _thinned(points) for name, points in series.items() if points}
+    xs = [x for points in drawn.values() for x, _ in points]
+    ys = [y for points in drawn.values() for _, y in points]
+    log = min(ys) > 0 and max(ys) / min(ys) > 20
+    low, high = (math.log10(min(ys)), math.log10(max(ys))) if log else (min(ys), max(ys))
+    margin = (high - low) * 0.05 or abs(high) * 0.05 or 0.5
+    low, high = low - margin, high + margin
+    left, right = min(0.0, min(xs)), max(xs) or 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        v = math.log10(y) if log else y
+        return (
+            _LEFT + (x - left) / (right - left) * (_W - _LEFT - _RIGHT),
+            _TOP + (high - v) / (high - low) * (_H - _TOP - _BOTTOM),
+        )
+
+    parts = []
+    for value, text in _log_ticks(low, high) if log else _ticks(low, high):
+        y = at(left, value)[1]
+        parts.append(f"<line class='grid' x1='{_LEFT}' x2='{_W - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
+        parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>")
+    for value, text in _ticks(left, right, 5):
+        x = at(value, 10**low if log else low)[0]
+        parts.append(f"<line class='tick' x1='{x:.1f}' x2='{x:.1f}' y1='{_H - _BOTTOM}' y2='{_H - _BOTTOM + 5}'/>")
+        parts.append(f"<text x='{x:.1f}' y='{_H - _BOTTOM + 18}' text-anchor='middle'>{text}</text>")
+    parts.append(f"<line class='axis' x1='{_LEFT}' x2='{_W - _RIGHT}' y1='{_H - _BOTTOM}' y2='{_H - _BOTTOM}'/>")
+    scale = ", logarithmic" if log else ""
+    parts.append(f"<text class='name' x='{_W - _RIGHT}' y='{_H - 4}' text-anchor='end'>{_e(label)}{scale}</text>")
+    for i, (name, points) in enumerate(drawn.items()):
+        kind = f"s{list(series).index(name)}"
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+        parts.append(f"<polyline class='{kind}' points='{path}'/>")
+        if len(points) <= 30:
+            parts += [
+                f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.6'/>" for x, y in (at(*p) for p in points)
+            ]
+        x = _LEFT + 110 * i
+        parts.append(f"<line class='{kind}' x1='{x}' x2='{x + 18}' y1='{_H - 8}' y2='{_H - 8}'/>")
+        parts.append(f"<text x='{x + 24}' y='{_H - 4}'>{_e(name)}</text>")
+    return f"<svg viewBox='0 0 {_W} {_H}' role='img' aria-label='{_e(', '.join(drawn))}'>{''.join(parts)}</svg>"
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
+    """At most `most` points, each the mean of its neighbours."""
+    size = -(-len(points) // most)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _ticks(low: float, high: float, about: int = 5) -> Iterator[tuple[float, str]]:
+    """Round numbers between low and high."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    decimals = max(0, -math.floor(math.log10(step)))
+    for k in range(math.ceil(low / step), math.floor(high / step) + 1):
+        value = k * step
+        big = abs(value) >= 1e5 or (value and decimals > 5)
+        yield value, f"{value:.3g}" if big else f"{value:,.{decimals}f}"
+
+
+def _log_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
+    """Powers of ten between 10^low and 10^high, and 2 and 5 times them where there are few."""
+    factors = (1, 2, 5) if high - low < 3 else (1,)
+    stride = max(1, round((high - low) / 6)) if factors == (1,) else 1
+    for k in range(math.floor(low), math.ceil(high) + 1, stride):
+        for f in factors:
+            value = f * 10.0**k
+            if low <= math.log10(value) <= high:
+                yield value, f"{value:.{max(0, -k)}f}" if -4 <= k <= 4 else f"{value:.0e}"
+
+
+_STYLE = """
+:root { --paper: #fdfdfb; --ink: #1d2129; --soft: #6a7080; --rule: #e3e3df; --card: #ffffff;
+  --a: #2563a8; --b: #d9622b; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e8e8e4; --soft: #9aa0ae; --rule: #2c3038;
+  --card: #1b1e25; --a: #6fb1f2; --b: #f2955f; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  "DejaVu Sans", sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 32px; }
+h1 { font-size: 30px; letter-spacing: -0.01em; margin: 0 0 4px; }
+h2 { font-size: 13px; letter-spacing: 0.08em; text-transform: uppercase; color: var(--soft); font-weight: 600;
+  margin: 0 0 14px; }
+h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; }
+.lead { font-size: 18px; margin: 0; }
+section { border-top: 1px solid var(--rule); margin-top: 30px; padding-top: 22px; }
+figure { margin: 0; }
+figcaption, .receipt, footer { color: var(--soft); font-size: 13px; margin-top: 6px; }
+img { display: block; max-width: 100%; border-radius: 6px; border: 1px solid var(--rule); }
+.newest img { width: min(100%, 640px); image-rendering: pixelated; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 12px; margin-top: 18px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 22px; }
+.chart { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 16px 10px; }
+svg { width: 100%; height: auto; display: block; font: 12px system-ui, "DejaVu Sans", sans-serif; }
+svg text { fill: var(--soft); }
+svg line, svg polyline { fill: none; stroke-width: 1; }
+.grid { stroke: var(--rule); } .axis, .tick { stroke: var(--soft); }
+polyline.s0, line.s0 { stroke: var(--a); stroke-width: 1.8; } circle.s0 { fill: var(--a); }
+polyline.s1, line.s1 { stroke: var(--b); stroke-width: 1.8; } circle.s1 { fill: var(--b); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 15px; }
+th, td { text-align: left; padding: 7px 18px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: baseline; }
+thead th { color: var(--soft); font-weight: 500; font-size: 13px; }
+tbody th { font-weight: 600; white-space: nowrap; }
+.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.how { color: var(--soft); font-size: 13.5px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 5px 22px; margin: 0; font-size: 15px; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 16px; overflow-x: auto;
+  font: 14px/1.6 ui-monospace, "DejaVu Sans Mono", monospace; margin: 0; }
+"""

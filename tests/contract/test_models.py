@@ -1,0 +1,101 @@
+"""The battery over every model of the library. A model without a small instance here fails the first test."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+import morphogen
+from morphogen.core import Model, Source
+from morphogen.data.densities import Fresh, eight_gaussians
+from morphogen.data.digits import Digits
+from morphogen.data.source import Shuffled
+from morphogen.diffusion.diffusion import Diffusion, ddpm, edm, rectified_flow
+from morphogen.diffusion.path import Linear
+from morphogen.nets.mlp import MLP
+from morphogen.nets.resnet import ResNet
+from morphogen.nets.unet import UNet
+from morphogen.supervised import Classifier, Shift, Warp
+from morphogen.testing import Everything, check_model
+
+from .throwaway import gan, kmeans, lm, ppo
+
+
+class Instance(NamedTuple):
+    """A small model, what feeds it, and what `check_model` is to be told of it."""
+
+    model: Model
+    source: Source
+    options: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    normalise: Everything | None = None
+
+
+def _net() -> MLP:
+    return MLP(2, 2, 16, 1, scalars=("t",), sinusoid=8, scale=1.0, classes=8)
+
+
+def _unet(**more: Any) -> UNet:
+    return UNet(1, widths=(8, 16), depth=1, attention=(1,), groups=4, classes=10, scale=1.0, **more)
+
+
+def _ring() -> Source:
+    return Fresh(eight_gaussians(), 12)
+
+
+def _digits() -> Source:
+    return Shuffled(Digits("train"), 7)
+
+
+MODELS: dict[str, Callable[[], Instance]] = {
+    "ddpm": lambda: Instance(ddpm(_net(), (2,), steps=20), _ring(), {"steps": 4}),
+    "edm": lambda: Instance(edm(_net(), (2,)), _ring(), {"steps": 3}),
+    "rectified flow": lambda: Instance(rectified_flow(_net(), (2,)), _ring(), {"steps": 3}),
+    "u-net": lambda: Instance(rectified_flow(_unet(), (1, 8, 8)), _digits(), {"steps": 2}),
+    "u-net, guided": lambda: Instance(
+        edm(_unet(dropout=0.1), (1, 8, 8)), _digits(), {"steps": 2, "solver": "euler", "guidance": 2.0}
+    ),
+    "classifier": lambda: Instance(
+        Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
+    ),
+    "noise-aware classifier": lambda: Instance(Classifier(_reader(), path=Linear()), _digits()),
+    "gan": lambda: _whole(gan),
+    "k-means": lambda: _whole(kmeans),
+    "language model": lambda: _whole(lm),
+    "ppo": lambda: _whole(ppo),
+}
+
+
+def _reader() -> ResNet:
+    return ResNet(1, 10, 4, multipliers=(1, 2), scalars=("t",))
+
+
+def _whole(recipe: Any) -> Instance:
+    experiment = recipe.experiment()
+    return Instance(experiment.model, experiment.data.train)
+
+
+def _shipped() -> Iterator[type[Model]]:
+    for module in pkgutil.walk_packages(morphogen.__path__, "morphogen."):
+        for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(cls, Model) and cls is not Model and cls.__module__ == module.name:
+                yield cls
+
+
+def test_every_model_of_the_library_is_held_to_the_battery() -> None:
+    held = {type(make().model) for make in MODELS.values()}
+    missing = sorted(cls.__qualname__ for cls in set(_shipped()) - held)
+    assert not missing, f"give {missing} a small instance in MODELS"
+    assert Diffusion in held  # the walk and the table do meet
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_battery(name: str) -> None:
+    instance = MODELS[name]()
+    report = check_model(instance.model, instance.source, options=instance.options, normalise=instance.normalise)
+    print(report)
+    report.raise_if_failed()

@@ -1,0 +1,110 @@
+"""A recipe so small that a test can train it: blurred digits by label, a classifier of them, and things that break."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import morphogen as mg
+from morphogen.data import Digits, Pictures, Shuffled
+from morphogen.heldout import HeldOut
+from morphogen.hooks import SampleGrid
+from morphogen.optim import AdamW
+
+
+class Blurs(mg.Model):
+    """x = mean of its class + noise of a learned width: a generator with one honest dial."""
+
+    def __init__(self, scale: float = 1.0, poison: int = 0, slow: float = 0.0) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(10, 1, 8, 8) + 0.01 * torch.randn(10, 1, 8, 8))
+        self.log_width = nn.Parameter(torch.zeros(()))
+        self.scale, self.poison, self.slow = scale, poison, slow
+
+    def loss(self, batch: mg.core.Batch) -> mg.Loss:
+        if self.slow:
+            import time
+
+            time.sleep(self.slow)
+        z = (batch["x"] - self.mean[batch["cond"]["label"]]) / self.log_width.exp()
+        value = 0.5 * z.square().mean() + self.log_width
+        if self.poison and self.training and self.step + 1 >= self.poison:
+            value = value / 0.0
+        return mg.Loss(value, {"width": self.log_width.detach().exp()})
+
+    def sample(
+        self,
+        n: int,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        noise: mg.Noise | None = None,
+        guidance: float = 1.0,
+        kind: Literal["soft", "sharp"] = "soft",
+    ) -> Tensor:
+        """Blurred digits.
+
+        guidance: how far from the mean of all classes. kind: soft or sharp edges.
+        """
+        noise = noise or mg.Noise(torch.randint(1 << 62, (n,)))
+        label = cond["label"] if cond else noise.integers(10)
+        x = self.mean.mean(0) + guidance * (self.mean[label] - self.mean.mean(0))
+        x = x.sign() if kind == "sharp" else x
+        return (x + 0.1 * self.scale * noise.normal(1, 8, 8)).clamp(-1, 1)
+
+    def log_prob(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        assert cond is not None
+        z = (x - self.mean[cond["label"]]) / self.log_width.exp()
+        return (-0.5 * z.square() - self.log_width - 0.9189385332046727).flatten(1).sum(1)
+
+
+def blurs(
+    steps: int = 8,
+    lr: float = 0.05,
+    batch: int = 16,
+    widths: tuple[int, ...] = (1, 2),
+    kind: Literal["plain", "fancy"] = "plain",
+    pictures: bool = True,
+    note: str | None = None,
+    poison: int = 0,
+    slow: float = 0.0,
+) -> mg.Experiment:
+    """Blurred digits, in no time.
+
+    steps: how many steps. lr: learning rate. batch: digits a step. widths: nothing, twice. kind: plain or fancy.
+    pictures: whether to draw on the way. note: anything. poison: step from which the loss is infinite (0: never).
+    slow: seconds that a step takes longer.
+    """
+    data = mg.Data(Shuffled(Digits("train"), batch), Digits("test"), Pictures((1, 8, 8), tuple("0123456789"), 17))
+    hooks = (SampleGrid(every=4, n=10, wishes={"label": list(range(10))}, options={"guidance": 1.5}),)
+    trainer = mg.Trainer(
+        steps,
+        optim=AdamW(lr),
+        heldout=HeldOut(every=4, batch=360),
+        hooks=hooks if pictures else (),
+        save_every=4,
+        log_every=2,
+    )
+    return mg.Experiment(Blurs(poison=poison, slow=slow), data, trainer)
+
+
+def refuses(steps: int = 3) -> mg.Experiment:
+    """Raises while it is built."""
+    raise ValueError("cats are not dogs")
+
+
+def returns_nothing() -> mg.Experiment:
+    """Returns something else."""
+    return {"model": 1}  # type: ignore[return-value]
+
+
+def needs(width: int, steps: int = 1) -> mg.Experiment:
+    """Has an argument without a default."""
+    return blurs(steps=steps)
+
+
+def collides(seed: int = 1) -> mg.Experiment:
+    """Has an argument that `train` has too."""
+    return blurs()
