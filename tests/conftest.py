@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("morphogen", "beartype.beartype")
+install_import_hook("morphogen", "tests.checker")
 torch.set_num_threads(1)
 
 

@@ -17,7 +17,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     meant = next((k for k in known if near and k.lower() == near[0]), None)
     if meant is None:
         shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
-        answer = f"known are {shown}" if known else "none is known"
+        answer = f"known are {shown}." if known else "none is known."
     else:
         answer = f"did you mean {meant!r}?"
     return UserError(f"There is no {kind} {name!r}: {answer}" + (f" {hint}" if hint else ""))

@@ -77,7 +77,8 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
     graph = spec(experiment)
     path = run / "spec.json"
     if not path.exists():
-        if run.is_dir() and any(run.iterdir()):
+        begun = {"assets", "spec.json.partial"}  # what a kill during the lines below leaves behind
+        if run.is_dir() and any(p.name not in begun for p in run.iterdir()):
             raise UserError(f"The folder {str(run)!r} is not empty and holds no run: name another one (--run FOLDER).")
         run.mkdir(parents=True, exist_ok=True)
         adopt_assets(graph, run / "assets")

@@ -175,7 +175,8 @@ def _charts(lines: Sequence[Mapping[str, Any]]) -> str:
         }
         if sum(len(points) for points in series.values()) > 1:
             charts.append(f"<figure class='chart'><h3>{_e(name)}</h3>{chart(series)}</figure>")
-    return f"<section><h2>Training</h2><div class='charts'>{''.join(charts)}</div></section>" if charts else ""
+    note = "<p class='receipt'>A point of training is the mean since the point before it.</p>"
+    return f"<section><h2>Training</h2><div class='charts'>{''.join(charts)}</div>{note}</section>" if charts else ""
 
 
 def _number(value: object) -> bool:
@@ -321,9 +322,10 @@ figure { margin: 0; }
 figcaption, .receipt, footer { color: var(--soft); font-size: 13px; margin-top: 6px; }
 img { display: block; max-width: 100%; border-radius: 6px; border: 1px solid var(--rule); }
 .newest img { width: min(100%, 640px); image-rendering: pixelated; }
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 12px; margin-top: 18px; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 12px; margin-top: 18px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 22px; }
-.chart { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 16px 10px; }
+.chart { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 16px 10px;
+  max-width: 660px; }
 svg { width: 100%; height: auto; display: block; font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg text { fill: var(--soft); }
 svg line, svg polyline { fill: none; stroke-width: 1; }

@@ -234,13 +234,17 @@ class Training:
             self._start_model()
             self.save()
             n = sum(p.numel() for p in self.model.parameters())
-            where = f"{self.device}, {torch.get_num_threads()} threads" if self._cpu else str(self.device)
+            threads = torch.get_num_threads()
+            where = f"cpu, {threads} thread{'s' * (threads > 1)}" if self._cpu else str(self.device)
             self.voice.say(f"Training {type(self.model).__name__} ({n:,} parameters) on {where} into {self.run}.")
         else:
             step, parts = found
             self.restore(step, parts)
             self.log.open(after=step)
-            self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
+            if step == self.trainer.steps or self.stop_early:
+                self.voice.say(f"{self.run} is finished: all it has to do was done at step {step}.")
+            else:
+                self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
 
     def _start_model(self) -> None:
         if type(self.model).start is Model.start:
@@ -635,6 +639,10 @@ class Training:
         groups = [g | new for g, new in zip(now["param_groups"], saved["groups"], strict=True)]
         state = {i: saved["state"][n] for i, n in enumerate(names) if n in saved["state"]}
         optimiser.load_state_dict({"state": state, "param_groups": groups})
+        for p, kept in optimiser.state.items():  # fused kernels walk state and weights together: same strides, or wrong
+            for name, t in kept.items():
+                if isinstance(t, Tensor) and t.shape == p.shape and t.stride() != p.stride():
+                    kept[name] = torch.empty_like(p, dtype=t.dtype).copy_(t)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

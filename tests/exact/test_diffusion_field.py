@@ -135,6 +135,8 @@ def test_edm_preconditioning_is_the_papers():
         assert kind.input(at) == pytest.approx(both**-0.5, rel=1e-12)
         assert kind.noise(at) == pytest.approx(math.log(sigma) / 4, rel=1e-12)
         assert kind.x(at)[1] ** -2 == pytest.approx(both / (sigma * sd) ** 2, rel=1e-12)  # λ(σ): the weight on x̂
+        several = P.At(path, torch.tensor([at.t, at.t], dtype=torch.float64))
+        assert kind.noise(several).tolist() == pytest.approx([math.log(sigma) / 4] * 2, rel=1e-12)
         a, b = kind.target(at)
         assert a * a * sd * sd + b * b == pytest.approx(1, rel=1e-12)  # unit variance of the target
         skip, out = kind.x(at)
@@ -233,6 +235,7 @@ def test_score_at_data_is_refused_and_protocol_holds():
     field = F.gaussian(P.Linear(), 0.0, 1.0)
     with pytest.raises(UserError, match="score at t = 0"):
         field.score(torch.zeros(1, 1), 0.0)
+    assert field.score(torch.ones(2, 1), torch.tensor([0.0, 0.5])).isfinite().all()
     assert can(field, CoreField)
 
 

@@ -44,6 +44,7 @@ MISTAKES = [
     Mistake("train {tmp}/broken.py:cats", ("broken.py, line 3", "SyntaxError")),
     Mistake("train {tmp}/raises.py:cats", ("raises.py, line 2", "NameError", "--debug")),
     Mistake("train {tmp}/json.py:cats", ("name of another module", "rename")),
+    Mistake("train {tmp}/scipy.py:cats", ("name of another module", "rename")),
     Mistake("train {tmp}/my-cats.py:cats", ("cannot be a module's name", "my_recipe.py")),
     Mistake("train {tmp}:cats", ("no Python file",)),
     # flags and values

@@ -38,7 +38,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     assert main(["train", "digits-classifier", "--run", str(reader), "--epochs", "1", "--width", "4"]) == 0
     (tmp / "broken.py").write_text("import morphogen\n\ndef cats(:\n")
     (tmp / "raises.py").write_text("import morphogen\nunheard_of\n")
-    (tmp / "json.py").write_text("def cats(): ...\n")
+    for name in ("json", "scipy"):
+        (tmp / f"{name}.py").write_text("def cats(): ...\n")
     (tmp / "my-cats.py").write_text("def cats(): ...\n")
     (tmp / "full").mkdir()
     (tmp / "full" / "holiday.jpg").write_text("")
@@ -278,7 +279,7 @@ def test_the_likelihood_is_that_of_the_formula(world: dict[str, str]) -> None:
     batch = Digits("test").take(torch.arange(360))
     width = model.log_width.exp().item()
     law = torch.distributions.Normal(model.mean[batch["cond"]["label"]].double(), width)
-    nats = float(law.log_prob(batch["x"].double()).flatten(1).sum(1).mean())
+    nats = law.log_prob(batch["x"].double()).flatten(1).sum(1).mean().item()
     assert page["measures"]["log_prob"]["value"] == pytest.approx(nats, rel=1e-5)
     bits = -(nats / 64 + math.log(2 / 16)) / math.log(2)  # 17 levels on [-1, 1]: cells of side 1/8
     assert page["measures"]["bits/dim"]["value"] == pytest.approx(bits, rel=1e-5)
@@ -533,7 +534,7 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert "Traceback" not in err
     assert "the same command continues it: morphogen train" in err
     stopped = json.loads((tmp_path / "r" / "result.json").read_text())
-    assert stopped["state"] == "training"
+    assert stopped["state"] == "unfinished"
     assert main(words) == 0  # the fixture has put us into tmp_path
     assert json.loads((tmp_path / "r" / "result.json").read_text())["step"] == 40
     whole = tmp_path / "whole"

@@ -471,6 +471,29 @@ def test_a_run_is_loaded_with_averaged_weights(tmp_path):
         load(tmp_path / "r", checkpoint=4, modules=[__import__("sys").modules[__name__]])
 
 
+class Filters(Fit):
+    """A filter whose weights lie channels last in memory, as its user may wish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    def loss(self, batch) -> Loss:
+        x = Noise(batch["index"]).normal(3, 4, 4)
+        return Loss((self.filter(x).flatten(1).mean(1, keepdim=True) - batch["y"]).square().mean())
+
+    def phases(self):
+        return [Phase(self.loss, ("filter",))]
+
+
+def test_resume_is_exact_for_weights_that_lie_channels_last(tmp_path):
+    """Fused AdamW walks weights and moments together in memory: moments restored with other strides are wrong."""
+    straight = fit(tmp_path / "a", seeded(Filters), Trainer(8)).model.state_dict()
+    fit(tmp_path / "b", seeded(Filters), Trainer(8), until=4)
+    resumed = fit(tmp_path / "b", seeded(Filters), Trainer(8)).model.state_dict()
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+
+
 class Frozen(Fit):
     """Half of it is not trained, and a buffer that is."""
 

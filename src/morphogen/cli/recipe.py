@@ -105,8 +105,7 @@ def load_file(path: Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier():
         raise UserError(f"{str(path)!r} cannot be a module's name: rename it to letters, digits and _ (my_recipe.py).")
-    taken = name in sys.stdlib_module_names or (name in sys.modules and name not in _loaded)
-    if taken or (importlib.util.find_spec(name) and name not in _loaded and not _beside(name, path)):
+    if name not in _loaded and _taken(name):
         raise UserError(f"{str(path)!r} has the name of another module, {name!r}: rename the file.")
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
@@ -128,9 +127,13 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def _beside(name: str, path: Path) -> bool:
+def _taken(name: str) -> bool:
+    """Whether a module of that name is there already: loaded, Python's own, or of an installed package."""
+    if name in sys.modules or name in sys.stdlib_module_names:
+        return True
     found = importlib.util.find_spec(name)
-    return found is not None and found.origin is not None and Path(found.origin).resolve() == path.resolve()
+    where = Path(found.origin).parts if found is not None and found.origin else ()
+    return bool({"site-packages", "dist-packages"} & set(where))
 
 
 class _own_code:

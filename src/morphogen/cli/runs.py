@@ -144,9 +144,10 @@ def verify(
         then = f"its first is of step {first}: use --steps {first}" if first else "record the run again"
         raise UserError(f"The log of {str(run)!r} has no loss up to step {steps}; {then}.")
     result = receipts.read_json(run / "result.json")
+    there = result.get("machine") or {}
+    device = device or ("cpu" if there.get("device") == "cpu" else None)
     with _root(data_root), _threads(result):
         made, here = _replay(context, run, page, steps, device, with_)
-    there = result.get("machine") or {}
     unlike = [k for k in receipts.SAME if there.get(k) != here.get(k)]
     exact = not unlike
     pairs = list(_pairs(recorded, made))

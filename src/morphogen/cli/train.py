@@ -115,9 +115,9 @@ def _resolve(context: Context, name: str, like: Path | None) -> tuple[Recipe, di
     if note and found.name != note["name"]:
         raise UserError(f"The run {str(like)!r} was made by {note['name']!r}, not {found.name!r}: leave --like out.")
     flags = {f.name: f for f in found.flags}
-    for own in context.flags:
-        if own.name in flags and not own.positional:
-            raise UserError(f"{found.name} has an argument {own.name!r}, which `train` has too: rename the recipe's.")
+    for own in [*(f.key for f in context.flags if not f.positional), "json", "debug", "help"]:
+        if own in flags:
+            raise UserError(f"{found.name} has an argument {own!r}, which `train` has too: rename the recipe's.")
     noted = note.get("arguments", {})
     for argument in noted:
         if argument not in flags:

@@ -160,23 +160,30 @@ def _named(kind: str, wish: Any, known: Mapping[str, Any], own: Any) -> Any:
     return own if wish is None else wish
 
 
-# ---- presets -------------------------------------------------------------------------------------------------------
+# ---- presets: `scale` is 1000 for nets that embed step numbers, 1 for nets that scale times in [0, 1] themselves ------
 
 
-def ddpm(net: nn.Module, shape: tuple[int, ...], *, steps: int = 1000, drop: float = 0.1) -> Diffusion:
-    """DDPM: β from 1e-4 to 0.02, ε, the simple loss; samples by the whole chain with variance β̃. `cond["t"]` is the
-    step index 0 … T−1 for T = 1000 (and 1000 i / T for others).
+def ddpm(
+    net: nn.Module, shape: tuple[int, ...], *, steps: int = 1000, scale: float = 1000.0, drop: float = 0.1
+) -> Diffusion:
+    """DDPM: β from 1e-4 to 0.02, ε, the simple loss; samples by the whole chain with variance β̃.
+
+    `cond["t"]` is scale · i / steps, the step index i of a chain of 1000.
     """
-    return Diffusion(
-        net, shape, LinearBetas(steps=steps), Eps(), Steps(steps), Sampler(Ancestral(), Trailing(), steps), drop=drop
-    )
+    path, sampler = LinearBetas(steps=steps), Sampler(Ancestral(), Trailing(), steps)
+    return Diffusion(net, shape, path, Eps(scale), Steps(steps), sampler, drop=drop)
 
 
-def edm(net: nn.Module, shape: tuple[int, ...], *, sigma_data: float = 0.5, drop: float = 0.1) -> Diffusion:
+def edm(
+    net: nn.Module, shape: tuple[int, ...], *, sigma_data: float = 0.5, scale: float = 1000.0, drop: float = 0.1
+) -> Diffusion:
     """EDM: σ from 0.002 to 80, log σ ~ N(−1.2, 1.2²) in training; samples by Heun on Karras' grid, 18 steps, 35
-    evaluations. sigma_data is the data's standard deviation. `cond["t"]` is 250 log σ.
+    evaluations. sigma_data is the data's standard deviation.
+
+    `cond["t"]` is scale · log(σ) / 4.
     """
-    return Diffusion(net, shape, Exploding(), EDM(sigma_data), LogNormal(), Sampler(heun, Karras(), 18), drop=drop)
+    parametrisation, sampler = EDM(sigma_data, scale), Sampler(heun, Karras(), 18)
+    return Diffusion(net, shape, Exploding(), parametrisation, LogNormal(), sampler, drop=drop)
 
 
 def rectified_flow(net: nn.Module, shape: tuple[int, ...], *, scale: float = 1000.0, drop: float = 0.1) -> Diffusion:

@@ -42,13 +42,19 @@ def spread(c: Scalar, x: Tensor) -> Any:
 
 
 def affine(p: Scalar, u: Any, q: Scalar, v: Any) -> Any:
-    """The sum p u + q v; a factor that is the number 0 takes its term away, infinite or not."""
+    """The sum p u + q v in as few operations as it takes; a factor that is the number 0 takes its term away, infinite
+    or not.
+    """
     if not isinstance(p, Tensor) and p == 0:
         return v if not isinstance(q, Tensor) and q == 1 else q * v
     left = u if not isinstance(p, Tensor) and p == 1 else p * u
-    if not isinstance(q, Tensor) and q == 0:
+    if isinstance(q, Tensor):
+        return torch.addcmul(left, q, v) if isinstance(left, Tensor) and isinstance(v, Tensor) else left + q * v
+    if q == 0:
         return left
-    return left + v if not isinstance(q, Tensor) and q == 1 else left + q * v
+    if isinstance(left, Tensor) and isinstance(v, Tensor):
+        return torch.add(left, v, alpha=q)
+    return left + q * v
 
 
 # ---- fields --------------------------------------------------------------------------------------------------------
@@ -81,7 +87,9 @@ class Field(ABC):
         return self.predict(x, t, self.path.dalpha(t), self.path.dsigma(t), cond)
 
     def score(self, x: Float[Tensor, " b *shape"], t: Scalar, cond: Cond = NONE) -> Float[Tensor, " b *shape"]:
-        """∇ log p_t(x). Raises UserError at t = 0: the data's own score does not follow from a denoiser."""
+        """∇ log p_t(x). At t = 0 the data's own score does not follow from a denoiser: UserError for a number, 0 in a
+        tensor of times.
+        """
         sigma = self.path.sigma(t)
         if not isinstance(sigma, Tensor) and sigma == 0:
             raise UserError(
@@ -194,7 +202,8 @@ class Plain(Parametrisation):
         return 1.0
 
     def noise(self, at: At) -> Scalar:
-        return self.scale * at.path.clock(at.t)
+        clock = at.path.clock(at.t)
+        return clock if self.scale == 1 else self.scale * clock
 
 
 class X(Plain):
