@@ -236,6 +236,9 @@ def test_presets_have_the_papers_settings():
     assert (two.density.mean, two.density.std, two.parametrisation.sigma_data) == (-1.2, 1.2, 0.5)
     assert isinstance(three.path, P.Linear)
     assert isinstance(three.parametrisation, Velocity)
+    assert torch.equal(one.path.abar, P.LinearBetas().abar)
+    for steps in (10, 20, 50, 4000):
+        assert make(ddpm, steps=steps).path.alpha(1.0) < 0.04  # ends in noise
     small = make(ddpm, steps=50)
     small.loss(batch_of(200, (2,)))
     assert small.net.told["t"].max().item() == pytest.approx(980, abs=0.1)  # 1000 i / T

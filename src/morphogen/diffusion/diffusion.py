@@ -160,7 +160,7 @@ def _named(kind: str, wish: Any, known: Mapping[str, Any], own: Any) -> Any:
     return own if wish is None else wish
 
 
-# ---- presets: `scale` is 1000 for nets that embed step numbers, 1 for nets that scale times in [0, 1] themselves ------
+# ---- presets: `scale` is 1000 for nets that embed step numbers, 1 for nets that scale times in [0, 1] themselves ----
 
 
 def ddpm(
@@ -168,9 +168,12 @@ def ddpm(
 ) -> Diffusion:
     """DDPM: β from 1e-4 to 0.02, ε, the simple loss; samples by the whole chain with variance β̃.
 
+    steps: of the chain; with another number than 1000 β is 1000 / steps times as large (at most 0.999), so that the
+    chain ends in noise all the same (Nichol & Dhariwal 2021).
     `cond["t"]` is scale · i / steps, the step index i of a chain of 1000.
     """
-    path, sampler = LinearBetas(steps=steps), Sampler(Ancestral(), Trailing(), steps)
+    path = LinearBetas(0.1 / steps, min(20 / steps, 0.999), steps)
+    sampler = Sampler(Ancestral(), Trailing(), steps)
     return Diffusion(net, shape, path, Eps(scale), Steps(steps), sampler, drop=drop)
 
 

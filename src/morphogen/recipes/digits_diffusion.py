@@ -10,7 +10,7 @@ from ..experiment import Data, Experiment
 
 def digits_diffusion(
     preset: Literal["rectified_flow", "edm", "ddpm"] = "rectified_flow",
-    steps: int = 2000,
+    steps: int = 500,
     width: int = 32,
     batch: int = 128,
     lr: float = 2e-3,
