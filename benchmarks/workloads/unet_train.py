@@ -63,7 +63,7 @@ def our_net() -> tuple[Any, Any]:
 
     from morphogen.nets.unet import UNet
 
-    net = UNet(3, widths=widths(), depth=2, attention=(1,), head=32, groups=GROUPS, eps=1e-6, scale=1.0)
+    net = UNet(3, widths=widths(), depth=2, attention=(1,), head=32, groups=GROUPS, eps=1e-6)
     if (file := shared() / "diffusers.safetensors").exists():
         sys.path.append(str(Path(__file__).resolve().parents[2]))
         from tests.parity.test_unet import translated  # the one table of names

@@ -36,11 +36,11 @@ class Instance(NamedTuple):
 
 
 def _net() -> MLP:
-    return MLP(2, 2, 16, 1, scalars=("t",), sinusoid=8, scale=1.0, classes=8)
+    return MLP(2, 2, 16, 1, scalars=("t",), sinusoid=8, classes=8)
 
 
 def _unet(**more: Any) -> UNet:
-    return UNet(1, widths=(8, 16), depth=1, attention=(1,), groups=4, classes=10, scale=1.0, **more)
+    return UNet(1, widths=(8, 16), depth=1, attention=(1,), groups=4, classes=10, **more)
 
 
 def _ring() -> Source:

@@ -18,6 +18,7 @@ from morphogen.errors import UserError
 from morphogen.nets.resnet import Reader, ResNet, SpeedNet, Whitening
 from morphogen.spec import build, spec
 from morphogen.supervised import Classifier, Flip, Shift, Warp
+from morphogen.supervised.classifier import STEPS
 
 
 def images(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,7 +88,8 @@ class Halves(Reader):
         self.path = path
 
     def features(self, x: Tensor, cond: Mapping[str, Tensor] = NONE) -> Tensor:
-        a, s = self.path.alpha(cond["t"]), self.path.sigma(cond["t"])
+        t = cond["t"] / STEPS
+        a, s = self.path.alpha(t), self.path.sigma(t)
         return (a / s)[:, None] * x.flatten(1)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ def test_noise_aware_inputs(path: Path) -> None:
     model, given = Classifier(net, path=path), batch(5, 2000, 1, 1, 10, dtype=torch.float64)
     model.loss(given)
     shown, cond = net.shown
-    t = cond["t"]
+    t = cond["t"] / STEPS
     alpha, sigma = path.alpha(t), path.sigma(t)
     z = (shown.flatten(1) * torch.hypot(alpha, sigma)[:, None] - alpha[:, None] * given["x"].flatten(1)) / sigma[
         :, None
@@ -170,7 +172,7 @@ def test_noise_aware_inputs(path: Path) -> None:
 def test_times() -> None:
     net = Given()
     Classifier(net, path=Linear(), times=Uniform(0.2, 0.3)).loss(batch(5, 200, 1, 1, 10))
-    t = net.shown[1]["t"]
+    t = net.shown[1]["t"] / STEPS
     assert 0.2 <= float(t.min()) < 0.21 < 0.29 < float(t.max()) <= 0.3
 
 

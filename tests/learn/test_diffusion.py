@@ -30,7 +30,7 @@ def floor(model, n=20_001):
 def test_reaches_the_floor_and_samples_the_law(preset):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = preset(MLP(1, 1, 48, 2, scalars=("t",), sinusoid=32, scale=1.0), (1,))
+        model = preset(MLP(1, 1, 48, 2, scalars=("t",), sinusoid=32), (1,))
     steps, size = 1500, 512
     optim = torch.optim.AdamW(model.parameters(), 4e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, 1e-2, steps)

@@ -115,7 +115,7 @@ def test_cifar10_ddpm_is_theirs() -> None:
 def test_other_configurations_and_gradients(widths, attention, groups, head, depth) -> None:
     torch.manual_seed(1)
     theirs = unlike(peer(widths, attention, groups=groups, head=head, depth=depth)).double()
-    ours = UNet(3, widths=widths, attention=attention, groups=groups, head=head or 0, depth=depth, scale=1.0).double()
+    ours = UNet(3, widths=widths, attention=attention, groups=groups, head=head or 0, depth=depth).double()
     ours.load_state_dict(translated(theirs.state_dict(), depth))
     x, t = torch.randn(4, 3, 12, 8, dtype=torch.float64), torch.tensor([0, 1, 500, 999])
     # Their sinusoid is made in single precision, whatever the net is: the one thing compared above, in single.

@@ -160,7 +160,7 @@ def _named(kind: str, wish: Any, known: Mapping[str, Any], own: Any) -> Any:
     return own if wish is None else wish
 
 
-# ---- presets: `scale` is 1000 for nets that embed step numbers, 1 for nets that scale times in [0, 1] themselves ----
+# ---- presets: `scale` is 1000 for nets with sinusoids, which are made for step numbers; 1 for nets that read t bare --
 
 
 def ddpm(

@@ -4,11 +4,12 @@ Sinusoid of a time t (Ho, Jain & Abbeel 2020, "Denoising diffusion probabilistic
 Vaswani et al. 2017, arXiv:1706.03762), with h = width // 2 frequencies:
 
     f_k = period ** (-k / (h - shift)),  k = 0 .. h - 1
-    e(t) = (sin(s t f_0), .., sin(s t f_{h-1}), cos(s t f_0), .., cos(s t f_{h-1}))     s = scale
+    e(t) = (sin(t f_0), .., sin(t f_{h-1}), cos(t f_0), .., cos(t f_{h-1}))
 
 All sines come first, then all cosines; an odd width ends in a zero. With shift = 1 the slowest frequency is exactly
 1 / period (DDPM), with shift = 0 it is one step short of it (Transformer). Tables that put cosines first are these
-with the columns of the next layer swapped.
+with the columns of the next layer swapped. The fastest frequency is 1: t should reach some hundreds, as DDPM's step
+numbers do; who tells a net the time (a parametrisation) scales it.
 
 Dropped conditions (Ho & Salimans 2021, "Classifier-free diffusion guidance", arXiv:2207.12598): the null is a row of
 its own in the class table, learned like the others.
@@ -44,14 +45,13 @@ class Sinusoidal(Net):
     width:  size of the embedding, at least 4.
     shift:  1 ends at frequency 1 / period (DDPM), 0 one step short of it.
     period: ratio of the fastest to the slowest frequency.
-    scale:  factor on t, such as 1000 for times in [0, 1] and 1 for DDPM's step numbers.
     """
 
-    def __init__(self, width: int, *, shift: float = 1.0, period: float = 10_000.0, scale: float = 1.0) -> None:
+    def __init__(self, width: int, *, shift: float = 1.0, period: float = 10_000.0) -> None:
         super().__init__()
         if width < 4:
             raise UserError(f"A sinusoidal embedding of width {width} has no room for two frequencies: use at least 4.")
-        self.width, self.shift, self.period, self.scale = width, shift, period, scale
+        self.width, self.shift, self.period = width, shift, period
 
     def forward(self, t: Shaped[Tensor, " b"]) -> Float[Tensor, "b {self.width}"]:
         # Angles reach 1000: half precision would lose them, so they are made in single or double.
@@ -59,7 +59,7 @@ class Sinusoidal(Net):
         half = self.width // 2
         k = torch.arange(half, dtype=t.dtype, device=t.device)
         frequency = torch.exp(k * (-math.log(self.period) / (half - self.shift)))  # (half,)
-        angle = (self.scale * t)[:, None] * frequency  # (B, half)
+        angle = t[:, None] * frequency  # (B, half)
         e = torch.cat((angle.sin(), angle.cos()), 1)
         return F.pad(e, (0, self.width % 2))  # (B, width)
 
@@ -70,12 +70,10 @@ class TimeEmbedding(Net):
     width: of the sinusoid. outputs: of the result (DDPM: four times `width`). Others: see `Sinusoidal`.
     """
 
-    def __init__(
-        self, width: int, outputs: int, *, shift: float = 1.0, period: float = 10_000.0, scale: float = 1.0
-    ) -> None:
+    def __init__(self, width: int, outputs: int, *, shift: float = 1.0, period: float = 10_000.0) -> None:
         super().__init__()
         self.outputs = outputs
-        self.sinusoid = Sinusoidal(width, shift=shift, period=period, scale=scale)
+        self.sinusoid = Sinusoidal(width, shift=shift, period=period)
         self.inner = dense(width, outputs)
         self.outer = dense(outputs, outputs)
 

@@ -33,8 +33,7 @@ class MLP(Net):
 
     scalars:    names of the scalar conditions (B,) it reads, such as ("t",) or ("t", "r"); () for none. They must be
                 there at each call.
-    sinusoid:   width of the sinusoid that each scalar becomes; 0 puts the bare number beside x.
-    scale:      factor on the scalars inside the sinusoids (1000 suits times in [0, 1]).
+    sinusoid:   width of the sinusoid that each scalar becomes; 0 puts the bare number beside x (tell it times of order 1).
     classes:    number of classes of `cond["label"]`; 0 reads none. `cond["null"]` as in `ClassEmbedding`.
     activation: a name in ACTIVATIONS.
     last:       factor on the last layer's initial weights; 0 makes the net start as zero.
@@ -49,7 +48,6 @@ class MLP(Net):
         *,
         scalars: tuple[str, ...] = (),
         sinusoid: int = 0,
-        scale: float = 1000.0,
         classes: int = 0,
         activation: str = "silu",
         last: float = 1.0,
@@ -61,7 +59,7 @@ class MLP(Net):
             raise unknown("activation", activation, ACTIVATIONS)
         self.inputs, self.outputs, self.scalars = inputs, outputs, scalars
         self.activation = ACTIVATIONS[activation]
-        self.sinusoid = Sinusoidal(sinusoid, scale=scale) if sinusoid else None
+        self.sinusoid = Sinusoidal(sinusoid) if sinusoid else None
         self.classes = ClassEmbedding(classes, width) if classes else None
         self.first = dense(inputs + len(scalars) * (sinusoid or 1), width)
         self.hidden = nn.ModuleList(dense(width, width) for _ in range(depth - 1))

@@ -58,7 +58,6 @@ class ResNet(Reader):
     width:       channels of level 0, at full resolution. multipliers: of the width, one a level, each at half the
                  resolution of the one before (rounded up).
     scalars:     names of the scalar conditions (B,) it must be given: ("t",) for a net that reads noisy images.
-    scale:       factor on the scalars before their sinusoids: 1000 suits times in [0, 1].
     dropout:     of the features, in training. groups: of the group norms. dims: 1, 2 or 3 axes.
     The features are the last level's channels (B, width * multipliers[-1]), averaged over all positions.
     """
@@ -72,7 +71,6 @@ class ResNet(Reader):
         multipliers: tuple[int, ...] = (1, 2, 4),
         depth: int = 1,
         scalars: tuple[str, ...] = (),
-        scale: float = 1000.0,
         dropout: float = 0.0,
         groups: int = 8,
         dims: int = 2,
@@ -84,7 +82,7 @@ class ResNet(Reader):
             )
         self.scalars, self.dropout = scalars, dropout
         embedding = 4 * width if scalars else 0
-        self.times = nn.ModuleList(TimeEmbedding(width, embedding, scale=scale) for _ in scalars)
+        self.times = nn.ModuleList(TimeEmbedding(width, embedding) for _ in scalars)
         self.first = convolution(dims, channels, width)
         self.parts = nn.ModuleList()
         now = width

@@ -53,7 +53,6 @@ class UNet(Net):
     head:        channels of an attention head; 0 is one head for all.
     classes:     number of classes of `cond["label"]`; 0 reads none. `cond["null"]` as in `ClassEmbedding`.
     scalars:     names of the scalar conditions (B,) it must be given, such as ("t",) or ("t", "r"); () for none.
-    scale:       factor on the scalars before their sinusoids: 1000 suits times in [0, 1], 1 DDPM's step numbers.
     dropout:     in the residual blocks. groups, eps: of the group norms.
     modulation:  how conditions enter the residual blocks, a name in `conv.MODULATIONS`.
     dims:        1, 2 or 3 axes.
@@ -70,7 +69,6 @@ class UNet(Net):
         head: int = 0,
         classes: int = 0,
         scalars: tuple[str, ...] = ("t",),
-        scale: float = 1000.0,
         dropout: float = 0.0,
         groups: int = 8,
         eps: float = 1e-6,
@@ -109,7 +107,7 @@ class UNet(Net):
             )
 
         self.dims, self.scalars = dims, scalars
-        self.times = nn.ModuleList(TimeEmbedding(widths[0], embedding, scale=scale) for _ in scalars)
+        self.times = nn.ModuleList(TimeEmbedding(widths[0], embedding) for _ in scalars)
         self.classes = ClassEmbedding(classes, embedding) if classes else None
         self.first = convolution(dims, channels, widths[0])
 
@@ -142,7 +140,6 @@ class UNet(Net):
             depth=2,
             attention=(1,),
             classes=classes,
-            scale=1.0,
             dropout=dropout,
             groups=32,
         )

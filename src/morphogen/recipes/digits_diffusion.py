@@ -32,12 +32,12 @@ def digits_diffusion(
     from ..optim import AdamW, Cosine
     from ..train import Trainer
 
-    net = UNet(1, widths=(width, 2 * width), attention=(1,), classes=10, scale=1.0, dropout=dropout)
+    net = UNet(1, widths=(width, 2 * width), attention=(1,), classes=10, dropout=dropout)
     presets: dict[str, Callable[[UNet, tuple[int, ...]], Diffusion]]
     presets = {"rectified_flow": rectified_flow, "edm": edm, "ddpm": ddpm}
     model = presets[preset](net, (1, 8, 8))
-    wishes, options = {"label": [i // 10 for i in range(100)]}, {"guidance": guidance}
-    grid = SampleGrid(every=max(1, steps // 4), n=100, wishes=wishes, options=options, columns=10)
+    wishes, options = {"label": [i % 10 for i in range(60)]}, {"guidance": guidance}
+    grid = SampleGrid(every=max(1, steps // 4), n=60, wishes=wishes, options=options, columns=10)
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=steps // 20)),

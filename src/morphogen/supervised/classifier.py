@@ -5,7 +5,7 @@ r"""A classifier: reads which class an image is of. The judge and the feature ex
 With a `path` (α, σ) it is trained on noisy images and told the time, so that it can guide a diffusion by the gradient
 of its log-probability (Dhariwal & Nichol 2021, arXiv:2105.05233, section 4):
 
-    x_t = α(t) x + σ(t) z,   t ~ U(0, 1) or as `times` says,  z ~ N(0, I);      F is given x_t / sqrt(α² + σ²) and t.
+    x_t = α(t) x + σ(t) z,   t ~ U(0, 1) or as `times` says,  z ~ N(0, I);    F is given x_t / sqrt(α² + σ²) and 1000 t.
 
 Label smoothing: Szegedy et al. 2016, "Rethinking the inception architecture", arXiv:1512.00567.
 Departure from Dhariwal & Nichol: the input is scaled to the order of the data, so that paths whose noise is large
@@ -26,6 +26,8 @@ from ..core import NONE, Batch, Loss, Model, Noise, size
 from ..errors import UserError
 from ..nets.resnet import Reader
 from .augment import Augmentation
+
+STEPS = 1000.0  # the net is told 1000 t: sinusoids are made for step numbers
 
 
 @runtime_checkable
@@ -123,7 +125,7 @@ class Classifier(Model):
         if self.path is None:
             return x, NONE
         t = cond["t"] if "t" in cond else x.new_zeros(len(x))
-        return x / torch.hypot(_like(self.path.alpha(t), x), _like(self.path.sigma(t), x)), {"t": t}
+        return x / torch.hypot(_like(self.path.alpha(t), x), _like(self.path.sigma(t), x)), {"t": STEPS * t}
 
 
 def _like(scale: float | Tensor, x: Tensor) -> Tensor:
