@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import Model
+from .errors import UserError
 from .spec import Remembers
 
 
@@ -22,7 +23,7 @@ class EMA(Remembers):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
+            raise UserError(f"An EMA's decay is {decay}: it must lie in [0, 1).")
         self.decay = decay
 
     def of(self, model: Model) -> Average:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,6 +46,8 @@ def pack(state: Any, tensors: dict[str, Tensor], name: str = "", seen: dict[Any,
     if isinstance(state, Tensor):
         same = (state.data_ptr(), state.shape, state.stride(), state.dtype, state.device)
         if state.numel() == 0 or same not in seen:
+            while name in tensors or name == "__metadata__":  # {"a": {"b": …}, "a.b": …}; a word of the file format
+                name += "'"
             seen[same] = name
             tensors[name] = state.detach()
         return {"tensor": name if state.numel() == 0 else seen[same]}
@@ -122,6 +125,14 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def _holds(path: Path, name: str) -> bool:
+    """Whether the file is there and holds the tensors whose digest is `name`, undamaged."""
+    try:
+        return path.exists() and digest(load_file(path)) == name
+    except (OSError, SafetensorError):
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -130,6 +141,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int = 2) -> None:
         self.run, self.folder, self.frozen, self.keep = run, run / "checkpoints", run / "frozen", keep
+        self._damaged: set[int] = set()  # steps that `newest` has skipped
 
     def steps(self) -> list[int]:
         """The steps with a checkpoint folder, whole or not, oldest first."""
@@ -148,7 +160,8 @@ class Checkpoints:
         """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial, final = self.folder / f".partial-{step:08d}", self.path(step)
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in self.folder.glob(".*"):  # by a kill or a full disk
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
         skeleton = {}
         for name, state in parts.items():
@@ -173,8 +186,9 @@ class Checkpoints:
         return final
 
     def _freeze(self, tensors: Mapping[str, Tensor]) -> Path:
-        path = self.frozen / f"{digest(tensors)}.safetensors"
-        if not path.exists():
+        name = digest(tensors)
+        path = self.frozen / f"{name}.safetensors"
+        if not _holds(path, name):
             self.frozen.mkdir(exist_ok=True)
             partial = path.with_suffix(".partial")
             save_file(_separate(tensors), partial)
@@ -185,10 +199,11 @@ class Checkpoints:
 
     def _prune(self, newest: int, best: int | None) -> None:
         kept = {s for s in self.steps() if s <= newest}
-        for step in sorted(kept)[: -self.keep]:
-            if step != best:
-                self._remove(self.path(step))
-                kept.discard(step)
+        self._damaged.discard(newest)
+        sound = sorted(kept - self._damaged)
+        for step in kept - {*sound[-self.keep :], best}:
+            self._remove(self.path(step))
+            kept.discard(step)
         if self.frozen.is_dir():
             used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept if self._sound(step)}
             for path in self.frozen.iterdir():
@@ -234,7 +249,11 @@ class Checkpoints:
                 raise Damaged(f"{name} is missing")
             if path.stat().st_size != entry["size"]:
                 raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
-            if hash_file(path) != entry["sha256"]:
+            try:
+                sound = hash_file(path) == entry["sha256"]
+            except OSError as error:
+                raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+            if not sound:
                 raise Damaged(f"{name} does not match its hash")
 
     def load(self, step: int) -> dict[str, Any]:
@@ -255,6 +274,7 @@ class Checkpoints:
             try:
                 return step, self.load(step)
             except Damaged as damage:
+                self._damaged.add(step)
                 say(f"Skipped the damaged checkpoint of step {step}: {damage}.")
         if steps:
             raise UserError(

@@ -315,9 +315,13 @@ class Noise:
         return _mix((self.key + offset)[:, None] + _ladder(n, self.key.device))
 
     def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """(B, *shape) uniform on [0, 1): multiples of 2^-24, exact in float32."""
+        """(B, *shape) uniform on [0, 1): multiples of 2^-24, exact in float32, rounded in half precision."""
         z = self.bits(_product(shape)) >> 40  # signed: -2^23 .. 2^23 - 1
-        u = z.to(dtype or torch.get_default_dtype()).add_(2.0**23).mul_(2.0**-24)
+        dtype = dtype or torch.get_default_dtype()
+        wide = torch.promote_types(dtype, torch.float32)
+        u = z.to(wide).add_(2.0**23).mul_(2.0**-24)
+        if wide != dtype:  # half precision: rounding must not reach 1
+            u = u.clamp_(max=1 - torch.finfo(dtype).eps / 2).to(dtype)
         return u.view(len(self), *shape)
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -331,6 +335,8 @@ class Noise:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """(B, *shape) integers uniform on 0 .. high - 1 (high at most 2^24)."""
+        if not 1 <= high <= 1 << 24:
+            raise ValueError(f"high is {high}; it must lie in 1 .. 2^24")
         return (self.uniform(*shape, dtype=torch.float64) * high).long()
 
     def categorical(self, logits: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,7 @@ def read_spec(run: str | Path) -> dict[str, Any]:
     try:
         page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = page["format"]
+        page["experiment"], page["seed"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(f"{str(path)!r} is damaged: restore it from a copy of the run.") from None
     if version != FORMAT:
@@ -166,6 +168,8 @@ def load(
     step, parts = found
     if checkpoint == "best":
         checkpoint = parts["loop"]["best"].get("step", step)
+    if isinstance(checkpoint, str) and checkpoint != "newest" and not checkpoint.isdecimal():
+        raise unknown("checkpoint", checkpoint, ("newest", "best", *map(str, checkpoints.steps())))
     if checkpoint != "newest" and int(checkpoint) != step:
         step = int(checkpoint)
         try:
@@ -174,10 +178,23 @@ def load(
             there = ", ".join(map(str, checkpoints.steps()))
             raise UserError(f"Step {step} of {str(path)!r} cannot be loaded ({damage}): there are {there}.") from None
     model = experiment.model
-    model.load_state_dict(parts["model"] | parts["frozen"] | parts.get("average", {}))
+    fit_weights(model, parts, step)
+    model.load_state_dict(parts.get("average", {}), strict=False)  # on its own: the live weights of a tied twin wait
     model.step = step
     model.to(choose_device(device)).eval()
     return Run(path, experiment, page, step)
+
+
+def fit_weights(model: Model, parts: Mapping[str, Any], step: int) -> None:
+    """Load a checkpoint's weights. Raises UserError where the model has other tensors now."""
+    try:
+        model.load_state_dict(parts["model"] | parts["frozen"])
+    except RuntimeError as error:
+        first = str(error).partition("\n\t")[2].partition("\n")[0].strip().rstrip(".")
+        raise UserError(
+            f"The weights of step {step} of this run do not fit {type(model).__name__} ({first}): use the code that"
+            " made the run, or train another one."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -224,7 +241,7 @@ def draw(
     for name, c in leaves(cond or {}):
         if len(c) != n:
             raise UserError(f"The condition {name!r} has {len(c)} rows for {n} samples: give one row a sample.")
-    anchor = next(iter(model.parameters()), None)
+    anchor = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = torch.device("cpu") if anchor is None else anchor.device
     drawn = []
     with torch.no_grad(), _evaluating(model), torch.random.fork_rng():

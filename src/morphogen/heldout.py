@@ -32,6 +32,8 @@ class HeldOut(Remembers):
     ) -> None:
         if better not in ("min", "max"):
             raise unknown("direction of a metric", better, ("min", "max"))
+        if any(dial is not None and dial < 1 for dial in (every, batch, limit, patience)):
+            raise UserError("A HeldOut's every, batch, limit and patience must each be at least 1.")
         self.every, self.metric, self.direction, self.batch = every, metric, better, batch
         self.limit, self.patience = limit, patience
 
@@ -45,6 +47,8 @@ class HeldOut(Remembers):
         weights: dict[str, float] = {}
 
         def add(name: str, value: Tensor, weight: float) -> None:
+            if not weight:  # a mean over nothing is NaN
+                return
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * weight
             weights[name] = weights.get(name, 0.0) + weight
 
@@ -58,10 +62,12 @@ class HeldOut(Remembers):
                     name = phase.loss.__name__
                     prefix = "" if name == "loss" else name + "."
                     said, n = model(batch, name), size(batch)
-                    counts = model.counts(batch) or {"": n}
+                    counts = model.counts(batch)
                     parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
                     for k, value in parts.items():
-                        add(f"{prefix}loss" + (f".{k}" if k else ""), value, counts[k])
+                        if counts and k not in counts:
+                            raise unknown("denominator", k, counts, "(counts must name every mean of the loss)")
+                        add(f"{prefix}loss" + (f".{k}" if k else ""), value, counts[k] if counts else n)
                     for k, value in said.logs.items():
                         add(prefix + k, value, n)
         found = {k: float(v) / weights[k] for k, v in sums.items()}

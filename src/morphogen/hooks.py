@@ -56,6 +56,8 @@ class SampleGrid(Remembers):
         folder.mkdir(exist_ok=True)
         path = folder / f"{training.step:08d}.png"
         space.show(x.cpu(), self.columns).save(path)
+        at = round(training.log.seconds, 3)
+        training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
         training.voice.picture(training.step, str(path))
 
 

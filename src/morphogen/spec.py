@@ -9,6 +9,7 @@ A graph cannot choose what is imported: names resolve only in this package and i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -67,8 +68,13 @@ def arguments(obj: Remembers) -> dict[str, Any]:
 def spec(obj: Any) -> Json:
     """The JSON graph of the calls that made `obj`. Raises UserError on what cannot be written (a lambda, a tensor)."""
     counts: dict[int, int] = {}
-    _count(obj, counts)
-    return _write(obj, type(obj).__name__, counts, {})
+    try:
+        _count(obj, counts)
+        return _write(obj, type(obj).__name__, counts, {})
+    except RecursionError:
+        raise UserError(
+            f"The arguments of {type(obj).__name__} hold themselves: a run cannot write that down."
+        ) from None
 
 
 def _count(value: Any, counts: dict[int, int]) -> None:
@@ -154,7 +160,8 @@ def adopt_assets(graph: Json, folder: Path) -> None:
     """Copy the graph's assets into `folder` (named by hash) and let the graph refer to the copies, by name alone."""
     for args in assets(graph):
         source = Path(args["path"])
-        target = folder / f"{args['sha256'][:16]}-{source.name}"
+        mark = f"{args['sha256'][:16]}-"
+        target = folder / (mark + source.name.removeprefix(mark))
         folder.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             partial = target.with_name(target.name + ".partial")
@@ -176,13 +183,16 @@ def build(
     Raises UserError where a name is not found or not allowed.
     """
     maker = _Maker({_module_name(m): m for m in modules}, assets)
-    if seed is None:
-        return maker.make(graph)
-    import torch
+    try:
+        if seed is None:
+            return maker.make(graph)
+        import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return maker.make(graph)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return maker.make(graph)
+    except RecursionError:
+        raise UserError("This spec is damaged: it is nested without end.") from None
 
 
 def _module_name(module: types.ModuleType) -> str:
@@ -222,30 +232,32 @@ class _Maker:
             return [self.make(v) for v in node]
         if not isinstance(node, dict):
             return node
-        if "class" in node:
-            return self.construct(node)
-        try:
-            ((kind, value),) = node.items()
-        except ValueError:
-            raise UserError(f"This spec is damaged: {str(node)[:80]} is no node of a graph.") from None
-        match kind:
-            case "ref":
-                return self.shared[value]
-            case "tuple":
-                return tuple(self.make(v) for v in value)
-            case "dict":
-                return {k: self.make(v) for k, v in value.items()}
-            case "float":
-                return float(value)
-            case "path":
-                return Path(value)
-            case "name":
-                return self.find(value)
-            case "dtype" | "device":
+        match node:
+            case {"class": str(), "args": dict()} if isinstance(node.get("id", 0), int):
+                return self.construct(node)
+            case {"ref": int(i)} if i in self.shared:
+                return self.shared[i]
+            case {"tuple": list(values)}:
+                return tuple(self.make(v) for v in values)
+            case {"dict": dict(values)}:
+                return {k: self.make(v) for k, v in values.items()}
+            case {"float": "inf" | "-inf" | "nan" as number}:
+                return float(number)
+            case {"path": str(path)}:
+                return Path(path)
+            case {"name": str(name)}:
+                return self.find(name)
+            case {"dtype": str(name)}:
                 import torch
 
-                return getattr(torch, value) if kind == "dtype" else torch.device(value)
-        raise UserError(f"This spec is damaged or of another version: it has a node {kind!r}.")
+                if isinstance(dtype := getattr(torch, name, None), torch.dtype):
+                    return dtype
+            case {"device": str(name)}:
+                import torch
+
+                with contextlib.suppress(RuntimeError):
+                    return torch.device(name)
+        raise UserError(f"This spec is damaged or of another version: {str(node)[:80]} is no node of a graph.")
 
     def construct(self, node: Json) -> Any:
         cls = self.find(node["class"])
@@ -253,7 +265,7 @@ class _Maker:
             raise UserError(f"{node['class']!r} is not a class that a run may make: derive it from Remembers.")
         args = {k: self.make(v) for k, v in node["args"].items()}
         if cls is Asset and self.assets is not None:
-            args["path"] = self.assets / args["path"]
+            args["path"] = self.assets / Path(args["path"]).name  # in that folder, whatever the file says
         obj = call(cls, args)
         if "id" in node:
             self.shared[node["id"]] = obj
@@ -265,12 +277,18 @@ def call(f: Callable[..., Any], args: Mapping[str, Any]) -> Any:
     positional: list[Any] = []
     named = dict(args)
     signature = inspect.signature(f)
-    for p in signature.parameters.values():
-        if p.kind is p.VAR_POSITIONAL:
-            before = [q.name for q in signature.parameters.values() if q.kind is q.POSITIONAL_OR_KEYWORD]
-            positional = [named.pop(q) for q in before] + list(named.pop(p.name, ()))
-        elif p.kind is p.VAR_KEYWORD:
-            named |= named.pop(p.name, {})
+    try:
+        for p in signature.parameters.values():
+            if p.kind is p.VAR_POSITIONAL:
+                before = [q.name for q in signature.parameters.values() if q.kind is q.POSITIONAL_OR_KEYWORD]
+                positional = [named.pop(q) for q in before] + list(named.pop(p.name, ()))
+            elif p.kind is p.VAR_KEYWORD:
+                named |= named.pop(p.name, {})
+        signature.bind(*positional, **named)
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{f.__name__} does not take these arguments ({error}): the run was made by another version of it."
+        ) from None
     return f(*positional, **named)
 
 

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from .average import EMA, Average
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, leaves, size
 from .errors import UserError, unknown
-from .experiment import Data
+from .experiment import Data, fit_weights
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log
@@ -82,6 +82,12 @@ class Trainer(Remembers):
     ) -> None:
         if steps < 1 or save_every < 1 or log_every < 1 or keep < 1 or (micro is not None and micro < 1):
             raise UserError("A Trainer's steps, save_every, log_every, keep and micro must each be at least 1.")
+        if clip is not None and clip <= 0:
+            raise UserError(
+                f"A Trainer's clip is the largest gradient norm, not {clip}: give a number above 0, or None."
+            )
+        if idle := [type(hook).__name__ for hook in hooks if hook.every < 1]:
+            raise UserError(f"The hook {idle[0]} is never due: its `every` must be at least 1.")
         if dtype not in ("float32", "bfloat16"):
             raise unknown("training dtype", dtype, ("float32", "bfloat16"))
         self.steps, self.optim, self.micro, self.clip, self.dtype, self.ema = steps, optim, micro, clip, dtype, ema
@@ -161,7 +167,7 @@ class Training:
         self.source: Source = data.train
         self.checkpoints = Checkpoints(run, trainer.keep)
         self.log = Log(run / "log.jsonl")
-        self.average: Average | None = trainer.ema.of(model) if trainer.ema else None
+        self.average: Average | None = trainer.ema.of(self.model) if trainer.ema else None
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
         self.signal = 0
@@ -169,11 +175,11 @@ class Training:
         self._names = {p: n for n, p in model.named_parameters()}
         self.turns = self._turns(model.phases())
         self._all = [p for p in model.parameters() if p.requires_grad]
-        self._several = len({tuple(map(id, t.params)) for t in self.turns if t.optimisers}) > 1
+        self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
         self._suspect: Suspect | None = None
         self._cpu = device.type == "cpu"
         self._generators = [torch.default_generator] + (
-            [torch.cuda.default_generators[torch.cuda.current_device()]] if device.type == "cuda" else []
+            [torch.cuda.default_generators[torch.empty(0, device=device).get_device()]] if device.type == "cuda" else []
         )
 
     # ---- setting up
@@ -188,6 +194,8 @@ class Training:
                 raise UserError(
                     f"A phase of {type(self.model).__name__} is {f!r}: give a method of the model itself (self.loss)."
                 )
+            if phase.every < 1:
+                raise UserError(f"The phase {name!r} of {type(self.model).__name__} must have every=1 or more.")
             if isinstance(phase, Update):
                 turns.append(Turn(name, phase.every, [], [], None))
                 continue
@@ -228,10 +236,14 @@ class Training:
         self.source.start(Place(self.rank, 1, self.device, self.seed))
         self._prepare_nets()
         self.model.train()
+        if self.trainer.heldout is not None and self.data.test is None:
+            self.voice.say("There is no held-out data, so nothing is measured on it: give Data(train, test).")
         found = self.checkpoints.newest(self.voice.say)
         if found is None:
             self.log.open(after=-1)
             self._start_model()
+            if self.trainer.ema:
+                self.average = self.trainer.ema.of(self.model)  # of the weights as the start has left them
             self.save()
             n = sum(p.numel() for p in self.model.parameters())
             threads = torch.get_num_threads()
@@ -249,8 +261,11 @@ class Training:
     def _start_model(self) -> None:
         if type(self.model).start is Model.start:
             return
+        self._reseed(1)  # the batch of step 1, and a start that is a function of the seed
         with contextlib.suppress(CannotRestore):
-            before = self.source.state()
+            kept: dict[str, Tensor] = {}
+            state = pack(self.source.state(), kept)
+            before = unpack(state, {n: t.clone() for n, t in kept.items()})  # the source may go on in the same memory
             self.model.start(self._next(1))
             self.source.restore(before)  # step 1 sees the same batch again
             return
@@ -278,11 +293,15 @@ class Training:
             while self.step < last and not self.stop_early and not self.signal:
                 self.advance()
                 step, final = self.step, self.step == trainer.steps
-                if step % trainer.log_every == 0 or final:
-                    self._log_line()
                 save = step % trainer.save_every == 0
+                logged = step % trainer.log_every == 0 or final
+                if logged:
+                    self._log_line()
                 if heldout is not None and (step % heldout.every == 0 or final):
                     save = self._measure(heldout) or save
+                    final = final or self.stop_early
+                    if final and not logged:
+                        self._log_line()
                 self.voice.advance(step)
                 for hook in trainer.hooks:
                     if step % hook.every == 0 or final:
@@ -330,11 +349,6 @@ class Training:
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
-        if self._several:
-            for p in self._all:
-                p.requires_grad_(False)
-            for p in turn.params:
-                p.requires_grad_(True)
         said = self._backward(turn, batch)
         grads = [p.grad for p in turn.params if p.grad is not None]
         if not grads:
@@ -354,9 +368,6 @@ class Training:
             optimiser.step()
         for p in turn.params:
             p.grad = None
-        if self._several:
-            for p in self._all:
-                p.requires_grad_(True)
         name = "" if turn.name == "loss" else turn.name + "."
         self.log.tally(name + "loss", value)
         self.log.tally(name + "grad_norm", norm)
@@ -368,15 +379,33 @@ class Training:
         return said
 
     def _backward(self, turn: Turn, batch: Batch) -> Loss:
-        """Gradients of the whole batch, piece by piece; what the phase said, detached."""
+        """Gradients of what the turn trains over the whole batch; what the phase said, detached."""
+        if not self._partial:
+            return self._pieced(turn, batch)
+        try:
+            for p in self._all:
+                p.requires_grad_(False)
+            for p in turn.params:
+                p.requires_grad_(True)
+            return self._pieced(turn, batch)
+        finally:
+            for p in self._all:
+                p.requires_grad_(True)
+
+    def _pieced(self, turn: Turn, batch: Batch) -> Loss:
         counts = self.model.counts(batch)
         pieces = self._pieces(batch) if counts else [batch]
         if len(pieces) == 1:
             said = self._forward(batch, turn.name)
             value = said.value
-            total = value if isinstance(value, Tensor) else _total(value)
-            total.backward()
-            return Loss(_detached(value), {k: v.detach() for k, v in said.logs.items()}, said.seen)
+            if isinstance(value, Tensor):
+                value.backward()
+                value = value.detach()
+            else:
+                value = {k: v for k, v in value.items() if counts.get(k, 1)} or value  # a mean over nothing is NaN
+                _total(value).backward()
+                value = _detached(value)
+            return Loss(value, _detached(said.logs), _detached(said.seen))
         shares = [self.model.counts(piece) for piece in pieces]
         sums = {k: sum(s[k] for s in shares) for k in counts}
         values: dict[str, Tensor] = {}
@@ -388,8 +417,9 @@ class Training:
             parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
             if unnamed := set(parts) - set(sums):
                 raise unknown("denominator", sorted(unnamed)[0], sums, "(counts must name every mean of the loss)")
-            weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if sums[k]}
-            _total(weighted).backward()
+            weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if share[k]}
+            if weighted:
+                _total(weighted).backward()
             for k, v in weighted.items():
                 values[k] = values.get(k, 0) + v.detach()
             for k, v in said.logs.items():
@@ -409,8 +439,10 @@ class Training:
     def _update(self, turn: Turn, batch: Batch) -> Loss:
         said = self._forward(batch, turn.name)
         value = said.value if isinstance(said.value, Tensor) else _total(said.value)
-        if self._cpu and not math.isfinite(value.item()):
-            raise NotFinite(f"Step {self.step + 1}, update {turn.name!r}: its value is {value.item()}.")
+        self.watch_read()
+        self._suspect = Suspect(self.step + 1, turn, batch, value.isfinite().logical_not())
+        if self._cpu:
+            self.watch_read()
         self.log.tally("" if turn.name == "loss" else turn.name + ".loss", value)
         return said
 
@@ -446,8 +478,12 @@ class Training:
         if suspect is not None and bool(suspect.bad):
             raise self._explain(suspect.step, suspect.turn, suspect.batch)
 
+    @torch.enable_grad()
     def _explain(self, step: int, turn: Turn, batch: Batch) -> NotFinite:
         """Replay the turn, weights untouched, to name what was bad."""
+        if not turn.optimisers:
+            return NotFinite(f"Step {step}, update {turn.name!r}: its value is not finite. No bad number was saved.")
+        self.model.step = step - 1
         self._reseed(step)
         names = {m: n for n, m in self.model.named_modules()}
         first: list[str] = []
@@ -477,8 +513,10 @@ class Training:
             what = "the loss, all module outputs being finite"
         elif bad_grads:
             what = f"the gradient of {bad_grads[0]!r}, the loss being finite"
-        else:
+        elif not math.isfinite(math.hypot(*(p.grad.norm().item() for p in turn.params if p.grad is not None))):
             what = "the gradient norm, which overflows while every gradient is finite"
+        else:
+            what = "one that did not come back when the turn was replayed (randomness that is not keyed by the batch)"
         rows = self._guilty(step, turn, batch)
         for p in turn.params:
             p.grad = None
@@ -593,15 +631,30 @@ class Training:
         self.watch_read()
         if self.step == self._saved:
             return
+        if self.step:
+            self._check_weights()
         self.log.flush()
         parts, frozen = self.state()
         self.checkpoints.save(self.step, parts, frozen, self.best.get("step"))
         self._saved = self.step
 
+    def _check_weights(self) -> None:
+        """Raise NotFinite where the last update overflowed although loss and gradients were finite."""
+        trained = list(dict.fromkeys(p for t in self.turns for p in t.params))
+        if not trained:
+            return
+        fine = torch.stack([p.isfinite().all() for p in trained])
+        if not fine.all():
+            name, kept = self._names[trained[int(fine.int().argmin())]], self.checkpoints.steps()
+            raise NotFinite(
+                f"Step {self.step}: the update of {name!r} overflowed, and is not saved (last checkpoint: step"
+                f" {kept[-1] if kept else 'none'}): lower the learning rate, or set clip=1.0."
+            )
+
     def restore(self, step: int, parts: dict[str, Any]) -> None:
         """Continue from a checkpoint's parts."""
         self.step = self.model.step = self._saved = step
-        self.model.load_state_dict(parts["model"] | parts["frozen"])
+        fit_weights(self.model, parts, step)
         for i, optimiser in enumerate(self._optimisers()):
             self._restore_optim(optimiser, parts["optim"][str(i)])
         if self.average is not None:
@@ -674,13 +727,13 @@ def _total(values: Mapping[str, Tensor]) -> Tensor:
 def _clip(grads: list[Tensor], norm: Tensor | float, most: float) -> None:
     """Scale the gradients to a norm of at most `most` (Pascanu et al. 2013, arXiv:1211.5063)."""
     if isinstance(norm, Tensor):
-        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0).nan_to_num(0.0))  # a bad norm: they are zero
     elif norm > most:
         torch._foreach_mul_(grads, most / norm)
 
 
-def _detached(value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    return value.detach() if isinstance(value, Tensor) else {k: v.detach() for k, v in value.items()}
+def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach() for k, v in values.items()}
 
 
 def _tensors(thing: Any) -> Iterator[Tensor]:

@@ -119,3 +119,39 @@ def test_alone_everyone_is_the_identity():
     x = torch.arange(3.0)
     for f in (everyone.sum, everyone.mean, everyone.gather, everyone.any):
         assert f(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_draws_lie_where_they_should(dtype):
+    u = Noise(keys(torch.arange(1000), 0)).uniform(200, dtype=dtype)
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(u.float().mean() - 0.5) < 0.005
+    assert Noise(keys(torch.arange(10), 0)).normal(5, dtype=dtype).isfinite().all()
+
+
+@pytest.mark.parametrize("high", [0, -1, 2**24 + 1])
+def test_integers_that_cannot_be_drawn_are_refused(high):
+    with pytest.raises(ValueError, match="high is"):
+        Noise(keys(torch.arange(3), 0)).integers(high)
+
+
+def test_neighbouring_keys_draws_and_bits_are_unrelated():
+    """Every bit of every 64 is fair, and free of the same bit of the next index, epoch, seed, draw and position."""
+    n = 1 << 14
+    index = torch.arange(n)
+    first = Noise(keys(index, 0, 0))
+    bits = first.bits(2)
+    others = {
+        "index": Noise(keys(index + 1, 0, 0)).bits(1)[:, 0],
+        "epoch": Noise(keys(index, 0, 1)).bits(1)[:, 0],
+        "seed": Noise(keys(index, 1, 0)).bits(1)[:, 0],
+        "swapped": Noise(keys(index, 7, 0)).bits(1)[:, 0] ^ Noise(keys(index, 0, 7)).bits(1)[:, 0],
+        "draw": first.bits(1)[:, 0],
+        "position": bits[:, 1],
+    }
+    for name, other in {"fair": torch.zeros_like(index), **others}.items():
+        for shift in (0, 1, 13):
+            x = bits[:, 0] ^ (other << shift)
+            ones = torch.stack([(x >> b & 1).sum() for b in range(shift, 64)]).double()
+            assert ((ones - n / 2).abs() < 5.5 * n**0.5 / 2).all(), (name, shift)

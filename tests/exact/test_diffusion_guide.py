@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -113,3 +115,9 @@ def test_guidance_without_a_condition_is_refused():
     field, (x, _) = field_of(P.VP()), inputs()
     with pytest.raises(UserError, match="needs a condition"):
         guided(field, 2.0).eps(x, 0.5)
+
+
+@pytest.mark.parametrize("w", [math.inf, math.nan])
+def test_a_weight_that_is_no_number_is_refused(w):
+    with pytest.raises(UserError, match="draws nothing"):
+        guided(F.gaussian(P.Linear(), 0.0, 1.0), w)

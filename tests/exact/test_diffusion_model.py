@@ -244,6 +244,13 @@ def test_presets_have_the_papers_settings():
     assert small.net.told["t"].max().item() == pytest.approx(980, abs=0.1)  # 1000 i / T
 
 
+@pytest.mark.parametrize("x", [torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, 2)])
+def test_data_of_another_kind_are_refused(x):
+    """A net that takes any size would train on them without a word."""
+    with pytest.raises(UserError, match=r"this model learns floats of shape \(2,\)"):
+        make(edm).loss({"x": x, "cond": {}, "key": torch.arange(2)})
+
+
 def test_mistakes_are_one_sentence():
     model = make(rectified_flow)
     with pytest.raises(UserError, match="3 conditions for 2 samples"):

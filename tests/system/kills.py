@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from morphogen.checkpoint import Checkpoints, digest
+from morphogen.checkpoint import Checkpoints, digest, pack
 from morphogen.experiment import Experiment
 from morphogen.hooks import Voice
 from morphogen.log import read
@@ -104,11 +104,13 @@ def weights(run: Path) -> str:
     store = Checkpoints(run)
     parts = store.load(store.steps()[-1])
     tensors = dict(parts["model"]) | {"frozen." + k: v for k, v in parts["frozen"].items()}
+    tensors |= {f"average.{k}": v for k, v in parts.get("average", {}).items()}
     for i, optim in parts["optim"].items():
         for name, state in optim["state"].items():
             tensors |= {f"optim.{i}.{name}.{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
     losses = [(line["step"], line["loss"]) for line in read(run / "log.jsonl") if "loss" in line]
-    return f"{store.steps()[-1]} {digest(tensors)} {losses}"
+    skeleton = pack({"source": parts["source"], "best": parts["loop"]["best"]}, tensors, "kept")
+    return f"{store.steps()[-1]} {digest(tensors)} {json.dumps(skeleton)} {losses}"
 
 
 def campaign(kills: int, makes: dict[str, Make], folder: Path, seed: int = 0) -> dict[str, int]:

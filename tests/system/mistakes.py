@@ -32,6 +32,7 @@ MISTAKES = [
     Mistake("train nothing-like-it-at-all-xyz", ("There is no recipe", "morphogen train --help")),
     Mistake("train digits-classifier extra", ("no place for 'extra'", "--help")),
     Mistake("train {tmp}/nope.py:cats", ("There is no file", "nope.py")),
+    Mistake("train {tmp}/full/cats.py", ("There is no file", "check the path")),
     Mistake("train {tmp}/tinny.py:blurs", ("There is no file", "did you mean", "tiny.py")),
     Mistake("train {own}:blur", ("did you mean", "tiny.py:blurs")),
     Mistake("train {own}", ("Say which function", ":blurs", ":refuses")),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from morphogen import UserError
+from morphogen import UserError, checkpoint
 from morphogen.checkpoint import Checkpoints, Damaged, pack, unpack, write
 
 FLIPS = int(os.environ.get("MORPHOGEN_FLIPS", "10000"))
@@ -145,3 +146,109 @@ def test_write_replaces_in_one_step(tmp_path):
     write(tmp_path / "a.json", "new")
     assert (tmp_path / "a.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_names_that_look_alike_stay_apart(tmp_path):
+    one, two, three, four = (torch.full((2,), float(i)) for i in range(4))
+    state = {"a": {"b": one}, "a.b": two, "": {"c": three}, "c": four, "__metadata__": torch.ones(1)}
+    store = Checkpoints(tmp_path)
+    store.save(1, {"m": state}, {})
+    again = store.load(1)["m"]
+    assert torch.equal(again["a"]["b"], one)
+    assert torch.equal(again["a.b"], two)
+    assert torch.equal(again[""]["c"], three)
+    assert torch.equal(again["c"], four)
+    assert torch.equal(again["__metadata__"], torch.ones(1))
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:-1] + b"\xff", lambda raw: b""])
+def test_damaged_frozen_tensors_are_not_made_the_truth(tmp_path, damage):
+    """A later checkpoint finds the file of the same name there already: it must not take the hash of what it finds."""
+    store = small(tmp_path, 5)
+    (path,) = store.frozen.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(Damaged):
+        store.verify(5)
+    small(tmp_path, 6)
+    assert torch.equal(store.load(6)["frozen"]["f"], torch.arange(4.0))
+
+
+def test_a_damaged_checkpoint_is_not_counted_among_those_kept(tmp_path):
+    store = small(tmp_path, 3)
+    small(tmp_path, 4)
+    (store.path(4) / "model.safetensors").write_bytes(b"")
+    store = Checkpoints(tmp_path, 2)
+    assert store.newest(lambda text: None)[0] == 3
+    store.save(7, {"m": {}}, {})
+    assert store.steps() == [3, 7]
+
+
+def test_leftovers_of_kills_are_cleared_away(tmp_path):
+    store = small(tmp_path)
+    for name in (".partial-00000006", ".stale-00000004"):
+        (store.folder / name).mkdir()
+        (store.folder / name / "model.safetensors").write_bytes(b"torn")
+    small(tmp_path, 8)
+    assert {p.name for p in store.folder.iterdir()} == {"00000005", "00000008"}
+
+
+def test_a_file_that_the_disk_refuses_to_read_is_damaged(tmp_path, monkeypatch):
+    store = small(tmp_path, 5)
+    small(tmp_path, 6)
+    real = checkpoint.hash_file
+
+    def refuse(path: Path) -> str:
+        if "00000006" in str(path) and path.suffix == ".safetensors":
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "hash_file", refuse)
+    said: list[str] = []
+    assert store.newest(said.append)[0] == 5
+    assert "Input/output error" in said[0]
+
+
+CALLS = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "open"), (shutil, "rmtree"), (checkpoint, "save_file")]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("best", [None, 5])
+@pytest.mark.parametrize(("module", "name"), CALLS, ids=lambda x: getattr(x, "__name__", x))
+def test_a_full_disk_at_any_moment_leaves_a_sound_checkpoint(tmp_path, monkeypatch, keep, best, module, name):
+    """The n-th call of one kind fails, for every n: the last or the new checkpoint loads, and saving again works."""
+
+    def attempt(store: Checkpoints, step: int) -> None:
+        tensors = {"w": torch.full((3,), float(step)), "v": torch.ones(2)}
+        store.save(step, {"model": tensors, "loop": {"step": step}}, {"f": torch.tensor([step])}, best)
+
+    n = 0
+    while True:
+        store = Checkpoints(tmp_path / str(n), keep)
+        attempt(store, 4)
+        attempt(store, 5)
+        calls, real, limit = 0, getattr(module, name), n
+
+        def failing(*args, real=real, limit=limit, **kw):
+            nonlocal calls
+            calls += 1
+            if calls == limit + 1:
+                raise OSError(28, "No space left on device")
+            return real(*args, **kw)
+
+        monkeypatch.setattr(module, name, failing)
+        try:
+            attempt(store, 6)
+            failed = False
+        except OSError:
+            failed = True
+        monkeypatch.setattr(module, name, real)
+        step, parts = store.newest(pytest.fail)
+        assert step in (5, 6)
+        assert parts["model"]["w"][0] == parts["frozen"]["f"][0] == step
+        attempt(store, 7)
+        assert store.newest(pytest.fail)[0] == 7
+        assert store.steps()[-keep:] == [5, 6, 7][-keep:] or failed
+        assert not [p for p in store.folder.iterdir() if p.name.startswith(".")]
+        if not failed:
+            break
+        n += 1

@@ -214,7 +214,7 @@ def test_weights_are_a_function_of_spec_and_seed(world: dict[str, str]) -> None:
 def test_a_run_is_continued_and_started_like_another(world: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"train {world['own']}:blurs --run one --steps 6 --widths 7 8 --note x") == 0
     assert run(f"train {world['own']}:blurs --run one --steps 6 --widths 7 8 --note x") == 0
-    assert "Continuing one after step 6 of 6" in capsys.readouterr().err
+    assert "one is finished: all it has to do was done at step 6" in capsys.readouterr().err
     assert run(f"train {world['own']}:blurs --run two --like one --note y --seed 1") == 0
     page = json.loads(Path("two/spec.json").read_text())
     kept = page["recipe"]["arguments"]
@@ -298,7 +298,30 @@ def test_check_tries_everything_and_leaves_nothing(world: dict[str, str], capsys
     out, _ = capsys.readouterr()
     for what in ("train", "save", "resume", "sample", "draw", "report", "evaluate"):
         assert f"ok  {what}" in out
+    assert f"Everything works: morphogen train {world['own']}:blurs --steps 1000000" in out
     assert not Path("runs").exists()
+
+
+def test_samples_that_are_no_numbers_are_not_drawn(
+    world: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(3, 1, 8, 8)
+    x[1, 0, 2, 2] = float("nan")
+    monkeypatch.setattr("morphogen.experiment.draw", lambda *args, **kw: x)
+    assert run(f"sample {world['run']} --with {world['own']} --n 3 --out bad.png") == 2
+    assert "1 of the 3 samples are not finite" in capsys.readouterr().err
+    assert not Path("bad.png").exists()
+
+
+def test_numbers_are_offered_where_there_is_no_space(world: dict[str, str]) -> None:
+    from morphogen import load
+    from morphogen.cli.recipe import load_file
+    from morphogen.cli.train import next_commands
+
+    run = load(world["run"], modules=[load_file(Path(world["own"]))])
+    assert "--out samples.png" in next_commands(run, [])[0]
+    run.space = None
+    assert "--out samples.npy" in next_commands(run, [])[0]
 
 
 def test_runs_are_listed_and_shown(world: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

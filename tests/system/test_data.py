@@ -240,6 +240,21 @@ def test_tensors_from_memory_and_from_files(tmp_path):
     assert plain["cond"] == {}
 
 
+def test_the_floats_of_a_numpy_file_are_those_of_the_nets(tmp_path):
+    np.save(tmp_path / "x.npy", np.linspace(0, 1, 6).reshape(3, 2))  # float64, as numpy makes it
+    np.save(tmp_path / "half.npy", np.zeros((3, 2), np.float16))
+    np.save(tmp_path / "token.npy", np.arange(3))
+    for name, dtype in (("x", torch.float32), ("half", torch.float32), ("token", torch.int64)):
+        assert data.Tensors(Asset(tmp_path / f"{name}.npy")).take(torch.tensor([2, 0]))["x"].dtype == dtype
+    save_file({"x": torch.zeros(3, 2, dtype=torch.float64)}, tmp_path / "x.safetensors")
+    assert data.Tensors(Asset(tmp_path / "x.safetensors")).take(torch.tensor([1]))["x"].dtype == torch.float64
+
+
+def test_files_of_the_package_are_found_as_attributes():
+    code = "import morphogen as mg; assert len(mg.data.digits.Digits('test')) == 360; mg.data.table.names()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_mistakes_in_tensors_are_one_sentence(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"no array")
     (tmp_path / "x.txt").write_text("1 2 3")
@@ -252,7 +267,7 @@ def test_mistakes_in_tensors_are_one_sentence(tmp_path):
         (lambda: data.Tensors(torch.tensor([300]), levels=256), "from 300 to 300"),
         (lambda: data.Tensors(torch.tensor(1.0)), "single number"),
         (lambda: data.Tensors(Asset(tmp_path / "bad.npy")), "cannot be read"),
-        (lambda: data.Tensors(Asset(tmp_path / "objects.npy")), "cannot be read"),
+        (lambda: data.Tensors(Asset(tmp_path / "objects.npy")), r"cannot be read .* numpy\.save\(file, array\)\.$"),
         (lambda: data.Tensors(Asset(tmp_path / "x.txt")), "no known kind"),
         (lambda: data.Tensors(Asset(tmp_path / "y.safetensors")), "no tensor 'x', but y"),
         (lambda: data.Tensors(x, levels=1), "levels=1"),

@@ -167,3 +167,55 @@ def test_differences_are_named():
         "content.a: 1 there, absent here",
         "content.b: absent there, 1 here",
     ]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"ref": 99}, {"ref": {}}, {"ref": [1]}, {"class": 5, "args": {}}, {"class": "morphogen.optim:AdamW"},
+        {"class": "morphogen.optim:AdamW", "args": [1]}, {"class": "morphogen.optim:AdamW", "args": {"foo": 1}},
+        {"class": "morphogen.optim:AdamW", "args": {}, "id": []},
+        {"class": "morphogen.optim:AdamW", "args": {"self": 1}},
+        {"class": "morphogen.optim:AdamW", "args": {"lr": {"ref": 0}}, "id": 0}, {"tuple": 5}, {"dict": [1]},
+        {"float": "abc"}, {"float": []}, {"dtype": "load"}, {"dtype": "nn"}, {"dtype": "zzz"}, {"dtype": 5},
+        {"device": "zzz"}, {"path": 5}, {"name": 5}, {"name": "morphogen..x:y"}, {"name": "morphogen.__main__:main"},
+    ],
+)  # fmt: skip
+def test_a_malicious_graph_is_a_sentence(node):
+    with pytest.raises(UserError) as error:
+        build(node, modules=HERE)
+    assert "\n" not in str(error.value)
+
+
+def test_endless_nesting_is_a_sentence():
+    graph: list = []
+    for _ in range(5000):
+        graph = [graph]
+    with pytest.raises(UserError, match="nested without end"):
+        build(graph)
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(UserError, match="hold themselves"):
+        spec(Box(loop))
+    loop = [Box()]
+    box = Box(loop)
+    loop[0] = box
+    with pytest.raises(UserError):
+        build(spec(box), modules=HERE)
+
+
+def test_a_graph_cannot_read_outside_its_assets(tmp_path):
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "assets").mkdir()
+    for path in (str(tmp_path / "secret"), "../secret"):
+        with pytest.raises(UserError, match="does not exist"):
+            build({"class": "morphogen.spec:Asset", "args": {"path": path}}, assets=tmp_path / "assets")
+
+
+def test_an_asset_of_a_run_keeps_its_name(tmp_path):
+    (tmp_path / "words.txt").write_text("a b c")
+    first = spec(Box(Asset(tmp_path / "words.txt")))
+    adopt_assets(first, tmp_path / "assets")
+    again = spec(build(first, modules=HERE, assets=tmp_path / "assets"))
+    adopt_assets(again, tmp_path / "assets")
+    assert differences(first, again) == []

@@ -13,7 +13,7 @@ from torch import nn
 
 from morphogen import EMA, Data, Experiment, HeldOut, Loss, Model, Noise, Phase, Remembers, Trainer, UserError, load
 from morphogen.checkpoint import Checkpoints
-from morphogen.core import CannotRestore, keys
+from morphogen.core import CannotRestore, Update, keys
 from morphogen.hooks import Voice
 from morphogen.log import read
 from morphogen.optim import SGD, AdamW, Cosine, MuonAdamW, Triangle
@@ -537,3 +537,354 @@ def test_the_log_is_json_lines(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [4, 8, 10]
     assert {"loss", "grad_norm", "mae", "steps_per_s", "seconds"} <= set(lines[0])
+
+
+# ---- what a reviewer broke -----------------------------------------------------------------------------------------
+
+
+def live(tmp_path, model, trainer, source=None, *, late: bool = False) -> Training:
+    """A training that has begun; `late`: its flags are read one turn late, as on an accelerator."""
+    training = Training(
+        trainer, model, Data(source or Line()), tmp_path, seed=0, device=torch.device("cpu"), voice=Voice()
+    )
+    training.begin()
+    training._cpu = not late
+    return training
+
+
+def test_the_late_reading_with_clipping_keeps_bad_numbers_out_too(tmp_path):
+    """The bad norm is itself the factor that the gradients are clipped by."""
+    training = live(tmp_path, seeded(Fit), Trainer(20, optim=MuonAdamW(1e-2), clip=1.0), Line(bad=37), late=True)
+    for _ in range(3):
+        training.advance()
+    assert all(p.isfinite().all() for p in training.model.parameters())
+
+
+class Pair(Fit):
+    """Two phases with parameters of their own; the first looks at the step."""
+
+    def __init__(self, bad_step: int = 3) -> None:
+        super().__init__()
+        self.other, self.bad_step = nn.Linear(2, 1), bad_step
+
+    def phases(self):
+        return [Phase(self.first, ("net",)), Phase(self.second, ("other",))]
+
+    def first(self, batch) -> Loss:
+        bad = math.nan if self.step + 1 == self.bad_step else 1.0
+        return Loss((self.net(batch["x"]) - batch["y"]).square().mean() * bad)
+
+    def second(self, batch) -> Loss:
+        return Loss((self.other(batch["x"]) - batch["y"]).square().mean())
+
+
+def test_a_turn_read_late_is_replayed_as_it_was(tmp_path):
+    """It is read in another phase's turn, or in another step: what is trained and the step are the bad turn's."""
+    training = live(tmp_path, seeded(Pair), Trainer(9), late=True)
+    training.advance()
+    training.advance()
+    with pytest.raises(NotFinite, match=r"Step 3, phase 'first'.*the loss, all module outputs being finite"):
+        training.advance()
+
+
+class Schedule(Fit):
+    def loss(self, batch) -> Loss:
+        return Loss(super().loss(batch).value * (math.nan if self.step == 2 else 1.0))
+
+
+def test_a_turn_read_a_step_late_is_replayed_at_its_own_step(tmp_path):
+    training = live(tmp_path, seeded(Schedule), Trainer(9), late=True)
+    for _ in range(3):
+        training.advance()
+    with pytest.raises(NotFinite, match=r"Step 3, phase 'loss'.*the loss, all module outputs being finite"):
+        training.advance()
+
+
+class Mixed(Fit):
+    """A phase, then an update by rule, either of which may go bad."""
+
+    def __init__(self, bad: str) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def phases(self):
+        return [Phase(self.loss), Update(self.rule)]
+
+    def loss(self, batch) -> Loss:
+        return Loss(super().loss(batch).value * (math.nan if self.bad == "loss" else 1.0))
+
+    def rule(self, batch) -> Loss:
+        return Loss(torch.tensor(math.nan if self.bad == "rule" else 1.0))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("bad", "sentence"), [("loss", "Step 1, phase 'loss'.*the loss"), ("rule", "Step 1, update")])
+def test_updates_are_watched_like_phases(tmp_path, late, bad, sentence):
+    training = live(tmp_path, seeded(Mixed, bad), Trainer(9), late=late)
+    with pytest.raises(NotFinite, match=sentence):
+        training.loop(2)
+
+
+class Queue(Line):
+    """A source whose state is the very memory that it goes on in."""
+
+    def start(self, place) -> None:
+        super().start(place)
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    def next(self, actor, heard):
+        self.at = int(self.count)
+        self.count += self.batch
+        return super().next(actor, heard)
+
+    def state(self):
+        return {"count": self.count}
+
+    def restore(self, state) -> None:
+        self.count = state["count"]
+
+
+def test_the_start_uses_up_no_batch(tmp_path):
+    source = Queue()
+    live(tmp_path, seeded(Started), Trainer(1), source)
+    assert source.state()["count"] == 0
+
+
+def test_held_out_dials_without_held_out_data_are_mentioned(tmp_path):
+    said: list[str] = []
+    voice = Voice()
+    voice.say = said.append
+    Trainer(1, heldout=HeldOut()).fit(Fit(), Data(Line()), run=tmp_path / "r", voice=voice)
+    assert any("no held-out data" in s for s in said)
+
+
+def test_a_failed_step_leaves_every_parameter_trainable(tmp_path):
+    model = seeded(Pair)
+    with pytest.raises(NotFinite):
+        fit(tmp_path, model, Trainer(9))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class Wide(Fit):
+    """One phase that trains a part, though its loss reaches all."""
+
+    def phases(self):
+        return [Phase(self.loss, ("net.2",))]
+
+
+def test_what_no_phase_trains_gathers_no_gradient(tmp_path):
+    model = fit(tmp_path, seeded(Wide), Trainer(3)).model
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+class Steep(Fit):
+    def loss(self, batch) -> Loss:
+        return Loss(super().loss(batch).value * 1e3)
+
+
+def test_an_update_that_overflows_is_never_saved(tmp_path):
+    """Loss and gradients are finite, the weights after the step are not."""
+    with pytest.raises(NotFinite, match="Step 1: the update of 'net"):
+        fit(tmp_path, seeded(Steep), Trainer(9, optim=SGD(1e38, momentum=0.0), save_every=1))
+    store = Checkpoints(tmp_path / "run")
+    assert store.steps() == [0]
+    assert all(t.isfinite().all() for t in store.load(0)["model"].values())
+
+
+class Sparse(Fit):
+    """Two denominators; of "rare" most samples have none, and a mean over none is NaN."""
+
+    def counts(self, batch):
+        return {"all": len(batch["x"]), "rare": float(self.rare(batch).sum())}
+
+    def rare(self, batch):
+        return batch["index"] % 16 == 3
+
+    def loss(self, batch) -> Loss:
+        error = (self.net(batch["x"]) - batch["y"])[:, 0].square()
+        return Loss({"all": error.mean(), "rare": error[self.rare(batch)].mean()})
+
+
+class Rare(Sparse):
+    def rare(self, batch):
+        return batch["index"] == 3
+
+
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_denominator_of_zero_weighs_nothing(tmp_path, micro):
+    for cls in (Sparse, Rare):
+        model = fit(tmp_path / cls.__name__, seeded(cls), Trainer(3, micro=micro)).model
+        assert all(p.isfinite().all() for p in model.parameters())
+        found = HeldOut(batch=10).measure(model, Line(), 0, torch.device("cpu"))
+        batch = {**Line().take(torch.arange(200)), "index": torch.arange(200)}
+        assert found["loss"] == pytest.approx(sum(v.item() for v in model.loss(batch).value.values()), rel=1e-5)
+
+
+class Never(Fit):
+    """Never to be split, with a loss of two parts."""
+
+    def counts(self, batch):
+        return {}
+
+    def loss(self, batch) -> Loss:
+        error = (self.net(batch["x"]) - batch["y"]).square()
+        return Loss({"a": error.mean(), "b": 2 * error.mean()})
+
+
+def test_what_is_never_split_can_be_measured(tmp_path):
+    training = fit(tmp_path, seeded(Never), Trainer(2, micro=3, heldout=HeldOut(every=1)), test=Line())
+    found = training.trainer.heldout.measure(training.model, Line(), 0, torch.device("cpu"))
+    assert found["loss"] == pytest.approx(1.5 * found["loss.b"])
+
+
+class Unnamed(Sparse):
+    def counts(self, batch):
+        return {"al": 1.0, "rare": 1.0}
+
+
+def test_a_mean_without_a_denominator_is_a_sentence():
+    with pytest.raises(UserError, match="no denominator 'all': did you mean 'al'"):
+        HeldOut().measure(Unnamed(), Line(), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dials", [{"every": 0}, {"batch": 0}, {"limit": 0}, {"patience": 0}])
+def test_measuring_nothing_is_refused(dials):
+    with pytest.raises(UserError, match="HeldOut's"):
+        HeldOut(**dials)
+
+
+def test_dials_that_do_nothing_are_refused(tmp_path):
+    with pytest.raises(UserError, match="clip"):
+        Trainer(1, clip=0.0)
+    hook = Meddler()
+    hook.every = 0
+    with pytest.raises(UserError, match="Meddler"):
+        Trainer(1, hooks=(hook,))
+
+    class Zero(Fit):
+        def phases(self):
+            return [Phase(self.loss, every=0)]
+
+    with pytest.raises(UserError, match=r"'loss' of Zero.*every"):
+        fit(tmp_path, Zero(), Trainer(1))
+
+
+class Started(Fit):
+    """Data-dependent and random initialisation."""
+
+    def start(self, batch) -> None:
+        with torch.no_grad():
+            self.net[2].bias.fill_(100.0 + batch["y"].mean())
+            self.net[0].weight.copy_(torch.randn_like(self.net[0].weight))
+
+
+def test_the_start_is_a_function_of_the_seed_and_the_average_begins_after_it(tmp_path):
+    ends = []
+    for ambient in (1, 2):
+        model = seeded(Started)
+        torch.manual_seed(ambient)
+        ends.append(live(tmp_path / str(ambient), model, Trainer(1, ema=EMA(0.9))))
+    assert torch.equal(ends[0].model.net[0].weight, ends[1].model.net[0].weight)
+    for training in ends:
+        for name, p in training.model.named_parameters():
+            assert torch.equal(training.average.mean[name], p)
+
+
+class Tied(Fit):
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.again = nn.Linear(2, 2)
+        self.again.weight = self.net[0].weight
+
+    def loss(self, batch) -> Loss:
+        return Loss((self.net(self.again(batch["x"])) - batch["y"]).square().mean())
+
+
+def test_tied_weights_are_loaded_averaged(tmp_path):
+    run = Experiment(seeded(Tied), Data(Line()), Trainer(9, ema=EMA(0.9))).train(tmp_path / "r", voice=Voice())
+    parts = Checkpoints(tmp_path / "r").load(9)
+    assert run.model.again.weight is run.model.net[0].weight
+    assert torch.equal(run.model.again.weight, parts["average"]["net.0.weight"])
+
+
+class Odd(Fit):
+    """Tensors of every kind that a model may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.none = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.zeros(0, 3))
+        self.wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.fine = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("flags", torch.zeros(3, dtype=torch.bool))
+        self.register_buffer("queue", torch.zeros(0, 2))
+        self.register_buffer("row", torch.arange(6.0).view(2, 3)[1])
+
+    def loss(self, batch) -> Loss:
+        scale = self.scale + self.none.sum() + self.wave.abs().sum() + self.fine.sum().float()
+        return Loss((self.net(batch["x"]) * scale - batch["y"]).square().mean())
+
+    def after_step(self, phase, seen) -> None:
+        self.count += 1
+        self.flags[self.count % 3] ^= True
+        self.row += self.scale.detach()
+
+
+@pytest.mark.parametrize("dials", [{}, {"dtype": "bfloat16"}, {"micro": 5, "clip": 0.1}, {"recompute": True}])
+def test_tensors_of_every_kind_resume_exactly(tmp_path, dials):
+    ends = []
+    for name, stops in (("straight", (9,)), ("broken", (1, 4, 9))):
+        for until in stops:
+            trainer = Trainer(9, optim=AdamW(1e-2, schedule=Cosine(2), weight_decay=0.1), ema=EMA(0.9), **dials)
+            training = fit(tmp_path / name, seeded(Odd), trainer, until=until)
+        ends.append([*training.model.state_dict().values(), *training.average.mean.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_weights_of_another_version_are_a_sentence(tmp_path):
+    run = tmp_path / "run"
+    fit(tmp_path, seeded(Fit), Trainer(2), until=1)
+    with pytest.raises(UserError, match=r"step 1 .* do not fit Fit .*net\.0\.weight"):
+        Trainer(2).fit(Fit(9), Data(Line()), run=run, voice=Voice())
+
+
+def test_a_checkpoint_that_is_none_is_a_sentence(tmp_path):
+    Experiment(Fit(), Data(Line()), Trainer(2)).train(tmp_path / "r", voice=Voice())
+    here = [__import__("sys").modules[__name__]]
+    with pytest.raises(UserError, match="no checkpoint 'bset': did you mean 'best'"):
+        load(tmp_path / "r", checkpoint="bset", modules=here)
+    (tmp_path / "r" / "spec.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match="is damaged"):
+        load(tmp_path / "r", modules=here)
+
+
+class Last(Meddler):
+    every = 1000
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def __call__(self, training) -> None:
+        self.steps.append(training.step)
+
+
+def test_stopping_early_is_an_end_like_any_other(tmp_path):
+    hook = Last()
+    trainer = Trainer(
+        400, optim=SGD(0.0), heldout=HeldOut(every=10, patience=2), hooks=(hook,), log_every=1000, save_every=1000
+    )
+    training = fit(tmp_path, seeded(Fit), trainer, test=Line())
+    assert training.step == 30
+    assert hook.steps == [30]
+    assert [x["step"] for x in read(tmp_path / "run" / "log.jsonl") if "grad_norm" in x] == [30]
+
+
+def test_what_is_heard_and_seen_holds_no_graph(tmp_path):
+    class Attached(Fit):
+        def loss(self, batch) -> Loss:
+            error = (self.net(batch["x"]) - batch["y"]).square()
+            return Loss(error.mean(), seen={"error": error[:, 0]})
+
+    for micro in (None, 4):
+        training = fit(tmp_path / str(micro), Attached(), Trainer(2, micro=micro))
+        assert not training.heard["loss"].seen["error"].requires_grad

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .context import Context
 from .evaluate import held_out
+from .receipts import command
 from .recipe import Recipe
 from .train import temporary
 
@@ -54,7 +55,8 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
         if run.data.test is not None:
             measured = held_out(run, run.data.test, limit=64)
             passed("evaluate", "held-out " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-    context.tell.answer("checked", {"recipe": found.name}, f"Everything works: morphogen train {found.name}")
+    typed = command([word for word in context.typed if word != "--check"])
+    context.tell.answer("checked", {"recipe": found.name, "next": typed}, f"Everything works: {typed}")
 
 
 def _short(trainer: Trainer) -> Trainer:

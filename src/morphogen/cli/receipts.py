@@ -75,7 +75,7 @@ def begin(run: Path, argv: list[str], device: str) -> None:
     path, here = run / "result.json", machine(device)
     page = read_json(path)
     if not page:
-        write_json(path, {"state": "unfinished", "command": command(argv), "machine": here})
+        write_json(path, {"state": "unfinished", "command": command(argv), "machine": here, "began": now()})
     elif page.get("machine") != here:
         write_json(path, page | {"continued_on": here})
 

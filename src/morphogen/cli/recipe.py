@@ -101,6 +101,8 @@ def load_file(path: Path) -> ModuleType:
     """A file as the module of its own name. Raises UserError naming file and line where it fails."""
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        if not near:
+            raise UserError(f"There is no file {str(path)!r}: check the path, or write your recipe there first.")
         raise unknown("file", str(path), [str(path.parent / n) for n in near])
     name = path.stem
     if not name.isidentifier():

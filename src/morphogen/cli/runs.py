@@ -14,7 +14,7 @@ from .context import Context, data_root
 from .tell import columns
 from .train import temporary
 
-_TIMES = ("seconds", "steps_per_s")  # of a log line: not a function of the spec
+_TIMES = ("seconds", "steps_per_s", "at_seconds")  # of a log line: not a function of the spec
 
 
 def list_(context: Context, folder: Path = Path("runs")) -> None:

@@ -74,6 +74,11 @@ def sample(
     cond, asked = _wished(loaded, n, label)
     with context.tell.progress("sample", n) as progress:
         x = draw(loaded.model, n, cond, seed=seed, options=options, progress=progress).cpu()
+    if x.is_floating_point() and (bad := int((~x.isfinite()).flatten(1).any(1).sum())):
+        raise UserError(
+            f"{bad} of the {n} samples are not finite, so nothing was written: lower the guidance, take more steps,"
+            " or train the run longer."
+        )
     if path.suffix:
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":

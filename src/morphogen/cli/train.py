@@ -171,7 +171,8 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
     if can(run.model, Samples):
         classes = getattr(run.space, "classes", ())
         label = f" --label {shlex.quote(str(classes[len(classes) // 2]))}" if classes else ""
-        following.insert(0, f"morphogen sample {path} --n 64{label} --out samples.png{tail}")
+        kind = "npy" if run.space is None else "png"  # without a space there is no picture to make
+        following.insert(0, f"morphogen sample {path} --n 64{label} --out samples.{kind}{tail}")
     return following
 
 

@@ -85,7 +85,8 @@ class Tensors(Stored):
 
     x: (N, ...), one item a row. cond: names to (N, ...), such as {"label": (N,) int64}. Each is a tensor, or an
     `Asset` of a .npy or .safetensors file (then the tensor named as the argument: "x", "label", ...), which a run
-    can write down, as it cannot with a bare tensor.
+    can write down, as it cannot with a bare tensor. The floats of a .npy become torch's default dtype, because numpy
+    makes float64 where nobody chose it; a tensor, given or in a .safetensors file, stays as it is.
     levels: given where x is integers 0 .. levels - 1 that the model shall see in [-1, 1] (256 for ordinary pictures).
     Raises UserError, on first use, where the lengths differ or a file is not what it should be.
     """
@@ -119,11 +120,15 @@ def _tensor(given: Tensor | Asset, name: str) -> Tensor:
         return given.detach()
     try:
         if given.path.suffix == ".npy":
-            return torch.from_numpy(np.load(given.path))
+            array = torch.from_numpy(np.load(given.path))
+            return array.to(torch.get_default_dtype()) if array.is_floating_point() else array
         if given.path.suffix == ".safetensors":
             return _from_safetensors(given.path, name)
     except (ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise UserError(f"The file {str(given.path)!r} cannot be read as an array of numbers: {error}.") from error
+        how = "numpy.save(file, array)" if given.path.suffix == ".npy" else "safetensors"
+        raise UserError(
+            f"The file {str(given.path)!r} cannot be read as an array of numbers: write it again with {how}."
+        ) from error
     raise UserError(f"The file {str(given.path)!r} is of no known kind: save the array as .npy or .safetensors.")
 
 

@@ -51,7 +51,8 @@ class Diffusion(Model, Field):
     weight:   a factor on F's squared error; None is 1 (see `Weight`).
     drop:     probability of dropping a training sample's conditions.
     sampler:  what `sample` uses unless told otherwise.
-    Raises UserError for `Eps` on a path that ends in pure noise: such a net says nothing of x there.
+    Raises UserError for `Eps` on a path that ends in pure noise: such a net says nothing of x there; `loss` for data of
+    another shape, and for integers.
     """
 
     def __init__(
@@ -76,7 +77,13 @@ class Diffusion(Model, Field):
 
     def loss(self, batch: Batch) -> Loss:
         """The mean over samples and coordinates of F's squared error; `seen["error"]` (B,) is each sample's."""
-        x, noise = batch["x"], Noise(batch["key"])
+        x = batch["x"]
+        if x.shape[1:] != self.shape or not x.is_floating_point():
+            raise UserError(
+                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and this"
+                f" model learns floats of shape {self.shape}: build it for the data's shape, or give Tensors(levels=…)."
+            )
+        noise = Noise(batch["key"])
         at = At(self.path, self.density(noise, self.path, x.dtype))
         z = noise.normal(*x.shape[1:], dtype=x.dtype)
         x_t = affine(spread(at.alpha, x), x, spread(at.sigma, x), z)

@@ -10,6 +10,7 @@ w = 1 that of p(x | c). Ho & Salimans 2021 (arXiv 2207.12598, whose weight is w 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,8 @@ def guided(field: Field, w: float | Tensor, *, interval: tuple[float, float] = (
     The field must know what `cond["null"]` means; both branches are one call of it on 2B samples. w = 1 gives `field`
     itself.
     """
+    if not isinstance(w, Tensor) and not math.isfinite(w):
+        raise UserError(f"Guidance {w} draws nothing: use a finite number; 1 is none, 2 doubles the condition's pull.")
     return field if not isinstance(w, Tensor) and w == 1 else ClassifierFree(field, w, interval)
 
 

@@ -73,7 +73,8 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m _"], *, groups
         variance += float((g - 1) / g * (left - left.mean()).square().sum())
         bias += float((g - 1) * (left.mean() - value))  # jackknife: θ(N - N/g) - θ(N) ≈ bias / (g - 1)
     half = Z95 * variance**0.5
-    how = f"Fréchet distance on {x.shape[1]} features of {len(x)} and {len(y)} items, about {bias:.4f} of it bias"
+    excess = max(0.0, min(bias, value))  # extrapolated, so at small N it can pass what there is
+    how = f"Fréchet distance on {x.shape[1]} features of {len(x)} and {len(y)} items, about {excess:.4f} of it bias"
     return Measure(value, max(value - half, 0.0), value + half, min(len(x), len(y)), how + " (grouped jackknife)")
 
 

@@ -1,0 +1,24 @@
+"""Networks: `net(x, cond)`, conditions by name, time as it is told in `cond["t"]`."""
+
+from .attention import SelfAttention
+from .conv import Downsample, ResidualBlock, Upsample
+from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
+from .mlp import MLP
+from .resnet import Reader, ResNet, SpeedNet
+from .unet import UNet
+
+__all__ = [
+    "MLP",
+    "ClassEmbedding",
+    "Downsample",
+    "Reader",
+    "ResNet",
+    "ResidualBlock",
+    "SelfAttention",
+    "Sinusoidal",
+    "SpeedNet",
+    "TimeEmbedding",
+    "UNet",
+    "Upsample",
+    "drop",
+]

@@ -33,7 +33,7 @@ class MLP(Net):
 
     scalars:    names of the scalar conditions (B,) it reads, such as ("t",) or ("t", "r"); () for none. They must be
                 there at each call.
-    sinusoid:   width of the sinusoid that each scalar becomes; 0 puts the bare number beside x (tell it times of order 1).
+    sinusoid:   width of the sinusoid that each scalar becomes; 0 puts the bare number beside x (of order 1, then).
     classes:    number of classes of `cond["label"]`; 0 reads none. `cond["null"]` as in `ClassEmbedding`.
     activation: a name in ACTIVATIONS.
     last:       factor on the last layer's initial weights; 0 makes the net start as zero.

@@ -46,5 +46,6 @@ def digits_diffusion(
         heldout=HeldOut(every=max(1, steps // 4), batch=360),
         hooks=(grid,),
         save_every=max(1, steps // 4),
+        log_every=10,
     )
     return Experiment(model, Data(Shuffled(Digits("train"), batch), Digits("test"), space()), trainer)

@@ -1,0 +1,46 @@
+"""Record a finished run under docs/runs, for the promises that stand on it.
+
+    python tools/record.py runs/demo docs/runs/digits-diffusion
+
+copies spec.json and log.jsonl, and writes result.json: the run's own, with its evaluation (where there is one) under
+"evaluation", the seconds until the first picture, and those from the beginning to the end of the evaluation. Folders
+of this machine are left out. Raises an error where the run is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def record(run: Path, target: Path) -> None:
+    """Copy what a promise needs of `run` to `target`."""
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    if result.get("state") != "finished":
+        raise SystemExit(f"{run} is not finished, so there is nothing to record: continue its training first.")
+    result.pop("run", None)
+    if (run / "evaluation.json").is_file():
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        for private in ("run", "judge", "machine"):
+            evaluation.pop(private, None)
+        result["evaluation"] = evaluation
+        whole = datetime.fromisoformat(evaluation["at"]) - datetime.fromisoformat(result["began"])
+        result["seconds_with_evaluation"] = whole.total_seconds()
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if pictures := [line for line in lines if "picture" in line]:
+        result["first_picture_seconds"] = pictures[0]["at_seconds"]
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "spec.json", target)
+    shutil.copy(run / "log.jsonl", target)
+    text = json.dumps(result, indent=1).replace(str(run), f"runs/{target.name}")
+    (target / "result.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    record(Path(sys.argv[1]), Path(sys.argv[2]))
