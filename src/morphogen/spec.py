@@ -197,7 +197,7 @@ def build(
 
 def _module_name(module: types.ModuleType) -> str:
     name = module.__name__
-    return Path(module.__file__ or name).stem if name == "__main__" else name
+    return Path(getattr(module, "__file__", None) or name).stem if name == "__main__" else name
 
 
 class _Maker:
