@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -104,6 +104,26 @@ def write(path: Path, text: str) -> None:
         os.fsync(f.fileno())
     os.replace(partial, path)
     sync(path.parent)
+
+
+def claim(run: Path) -> IO[str]:
+    """Hold the run folder for this process until the file returned is closed; the system lets go of it on a kill.
+
+    Raises UserError where another process holds it. Where the system has no such locks nothing is held.
+    """
+    held = open(run / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (its closing is the letting go)
+    try:
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ModuleNotFoundError:
+        pass
+    except BlockingIOError:
+        held.close()
+        raise UserError(
+            f"Another process is training into {str(run)!r}: wait for it, or name another folder (--run FOLDER)."
+        ) from None
+    return held
 
 
 def hash_file(path: Path) -> str:

@@ -77,9 +77,9 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         raise UserError(f"{str(run)!r} is a file: name another folder for the run (--run FOLDER).")
     graph = spec(experiment)
     path = run / "spec.json"
-    if not path.exists():
-        begun = {"assets", "spec.json.partial"}  # what a kill during the lines below leaves behind
-        if run.is_dir() and any(p.name not in begun for p in run.iterdir()):
+    if not (run / "checkpoints").is_dir():  # nothing was begun: the folder is free for whatever comes
+        leftovers = {"assets", "spec.json.partial"}  # of a kill during the lines below
+        if run.is_dir() and not path.exists() and any(p.name not in leftovers for p in run.iterdir()):
             raise UserError(f"The folder {str(run)!r} is not empty and holds no run: name another one (--run FOLDER).")
         run.mkdir(parents=True, exist_ok=True)
         adopt_assets(graph, run / "assets")
@@ -95,7 +95,7 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise UserError(
             f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}."
-            " Continue it with its own settings, or name another folder (--run FOLDER)."
+            f" Continue it with its own settings, or start another from them (--like {run} --run FOLDER)."
         )
 
 
@@ -156,7 +156,7 @@ def load(
     Raises UserError where the folder is no run, or holds no such checkpoint.
     """
     from .checkpoint import Checkpoints, Damaged
-    from .train import choose_device
+    from .device import choose_device
 
     path = Path(run)
     page = read_spec(path)
@@ -167,7 +167,9 @@ def load(
         raise UserError(f"The run {str(path)!r} has no checkpoint yet: continue its training first.")
     step, parts = found
     if checkpoint == "best":
-        checkpoint = parts["loop"]["best"].get("step", step)
+        if not parts["loop"]["best"]:
+            raise UserError(f"The run {str(path)!r} has no best checkpoint, nothing having been measured: take newest.")
+        checkpoint = parts["loop"]["best"]["step"]
     if isinstance(checkpoint, str) and checkpoint != "newest" and not checkpoint.isdecimal():
         raise unknown("checkpoint", checkpoint, ("newest", "best", *map(str, checkpoints.steps())))
     if checkpoint != "newest" and int(checkpoint) != step:

@@ -7,11 +7,13 @@ A maker may return several (`MuonAdamW`: matrices to one, the rest to the other)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .core import State
 from .spec import Remembers
 
 
@@ -152,3 +154,27 @@ class MuonAdamW(Remembers):
 
 def _fusable(named: dict[str, nn.Parameter]) -> bool:
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu") for p in named.values())
+
+
+# ---- what a checkpoint holds of an optimiser: its state by parameter name ------------------------------------------
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> State:
+    """The optimiser's state by parameter name, and the settings of its groups."""
+    order = [names[p] for g in optimiser.param_groups for p in g["params"]]
+    state = optimiser.state_dict()
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
+    return {"state": {order[i]: s for i, s in state["state"].items()}, "groups": groups}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], saved: State) -> None:
+    """Put back what `optimiser_state` took."""
+    order = [names[p] for g in optimiser.param_groups for p in g["params"]]
+    now = optimiser.state_dict()["param_groups"]
+    groups = [g | new for g, new in zip(now, saved["groups"], strict=True)]
+    state = {i: saved["state"][n] for i, n in enumerate(order) if n in saved["state"]}
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    for p, kept in optimiser.state.items():  # fused kernels walk state and weights together: same strides, or wrong
+        for name, t in kept.items():
+            if isinstance(t, Tensor) and t.shape == p.shape and t.stride() != p.stride():
+                kept[name] = torch.empty_like(p, dtype=t.dtype).copy_(t)

@@ -28,19 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from .average import EMA, Average
-from .checkpoint import Checkpoints, pack, unpack
-from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, leaves, size
+from .checkpoint import Checkpoints, claim, pack, unpack
+from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
+from .device import choose_device, compiler_works, recompute
 from .errors import UserError, unknown
 from .experiment import Data, fit_weights
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log
-from .optim import AdamW, Constant, Optim
+from .optim import AdamW, Constant, Optim, optimiser_state, restore_optimiser
+from .replay import NotFinite, explain
 from .spec import Remembers
-
-
-class NotFinite(UserError):
-    """Training met NaN or Inf; says step, phase, first bad tensor and data indices."""
 
 
 class Stopped(Exception):
@@ -118,20 +116,6 @@ class Trainer(Remembers):
         return training
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else the machine's accelerator, else the CPU. UserError where it is not there."""
-    if device is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if found is None else torch.device(found.type)
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        here = ["cpu"] + ([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])
-        raise UserError(f"Device {str(device)!r} is not on this machine: use {' or '.join(here)}.") from error
-    return chosen
-
-
 class Turn(NamedTuple):
     """A phase or update with what the loop needs to run it."""
 
@@ -172,7 +156,7 @@ class Training:
         self.stop_early = False
         self.signal = 0
         self._saved = -1  # the step of the newest checkpoint that this process wrote or read
-        self._names = {p: n for n, p in model.named_parameters()}
+        self.names = {p: n for n, p in model.named_parameters()}
         self.turns = self._turns(model.phases())
         self._all = [p for p in model.parameters() if p.requires_grad]
         self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
@@ -233,6 +217,7 @@ class Training:
     def begin(self) -> None:
         """Start afresh, or continue what the run folder holds; says which."""
         self.run.mkdir(parents=True, exist_ok=True)
+        self._claim = claim(self.run)
         self.source.start(Place(self.rank, 1, self.device, self.seed))
         self._prepare_nets()
         self.model.train()
@@ -261,7 +246,7 @@ class Training:
     def _start_model(self) -> None:
         if type(self.model).start is Model.start:
             return
-        self._reseed(1)  # the batch of step 1, and a start that is a function of the seed
+        self.reseed(1)  # the batch of step 1, and a start that is a function of the seed
         with contextlib.suppress(CannotRestore):
             kept: dict[str, Tensor] = {}
             state = pack(self.source.state(), kept)
@@ -275,9 +260,9 @@ class Training:
         if self.trainer.recompute:
             for module in self.model.modules():
                 if getattr(module, "recomputable", False):
-                    _recompute(module)
+                    recompute(module)
         if self.trainer.compile:
-            if _compiler_works():
+            if compiler_works():
                 for child in self.model.children():
                     child.compile()
             else:
@@ -311,6 +296,7 @@ class Training:
             self.watch_read()
             self.save()
         self.log.close()
+        self._claim.close()
         if self.signal:
             raise Stopped(self.signal)
 
@@ -318,7 +304,7 @@ class Training:
         """One step: the next batch, and every due turn on it."""
         step = self.step + 1
         self.model.step = self.step
-        self._reseed(step)
+        self.reseed(step)
         batch = self._next(step)
         heard = {}
         for turn in self.turns:
@@ -331,7 +317,8 @@ class Training:
         if self.average is not None:
             self.average.update(step)
 
-    def _reseed(self, step: int) -> None:
+    def reseed(self, step: int) -> None:
+        """Seed the default generators for `step`: randomness is a function of (seed, step, rank)."""
         value = fold(self.seed, step, self.rank)
         for generator in self._generators:
             generator.manual_seed(value)
@@ -349,7 +336,7 @@ class Training:
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
-        said = self._backward(turn, batch)
+        said = self.backward(turn, batch)
         grads = [p.grad for p in turn.params if p.grad is not None]
         if not grads:
             raise UserError(
@@ -378,7 +365,7 @@ class Training:
                 self.log.tally(f"{name}loss.{key}", part)
         return said
 
-    def _backward(self, turn: Turn, batch: Batch) -> Loss:
+    def backward(self, turn: Turn, batch: Batch) -> Loss:
         """Gradients of what the turn trains over the whole batch; what the phase said, detached."""
         if not self._partial:
             return self._pieced(turn, batch)
@@ -457,7 +444,7 @@ class Training:
         if self._cpu:
             norm, loss = math.hypot(*(n.item() for n in norms)), value.item()
             if not math.isfinite(norm + loss):
-                raise self._explain(step, turn, batch)
+                raise explain(self, step, turn, batch)
             return norm, loss
         total = torch.linalg.vector_norm(torch.stack(norms))
         bad = (total + value).isfinite().logical_not_()
@@ -476,76 +463,7 @@ class Training:
         """Read the flag of the last turn; raises NotFinite where its numbers were bad."""
         suspect, self._suspect = self._suspect, None
         if suspect is not None and bool(suspect.bad):
-            raise self._explain(suspect.step, suspect.turn, suspect.batch)
-
-    @torch.enable_grad()
-    def _explain(self, step: int, turn: Turn, batch: Batch) -> NotFinite:
-        """Replay the turn, weights untouched, to name what was bad."""
-        if not turn.optimisers:
-            return NotFinite(f"Step {step}, update {turn.name!r}: its value is not finite. No bad number was saved.")
-        self.model.step = step - 1
-        self._reseed(step)
-        names = {m: n for n, m in self.model.named_modules()}
-        first: list[str] = []
-
-        def look(module: nn.Module, _args: Any, output: Any) -> None:
-            if module is not self.model and any(
-                t.is_floating_point() and not t.isfinite().all() for t in _tensors(output)
-            ):
-                first.append(f"the output of {names[module] or 'the model'!r}")
-
-        bad_inputs = [n for n, t in leaves(batch) if t.is_floating_point() and not t.isfinite().all()]
-        handles = [m.register_forward_hook(look) for m in self.model.modules()]
-        for p in turn.params:
-            p.grad = None
-        try:
-            loss = self._backward(turn, batch).value
-        finally:
-            for h in handles:
-                h.remove()
-        values = {"": loss} if isinstance(loss, Tensor) else loss
-        bad_grads = [self._names[p] for p in turn.params if p.grad is not None and not p.grad.isfinite().all()]
-        if bad_inputs:
-            what = f"the batch's {bad_inputs[0]!r} itself"
-        elif first:
-            what = first[0]
-        elif any(not v.isfinite().all() for v in values.values()):
-            what = "the loss, all module outputs being finite"
-        elif bad_grads:
-            what = f"the gradient of {bad_grads[0]!r}, the loss being finite"
-        elif not math.isfinite(math.hypot(*(p.grad.norm().item() for p in turn.params if p.grad is not None))):
-            what = "the gradient norm, which overflows while every gradient is finite"
-        else:
-            what = "one that did not come back when the turn was replayed (randomness that is not keyed by the batch)"
-        rows = self._guilty(step, turn, batch)
-        for p in turn.params:
-            p.grad = None
-        kept = self.checkpoints.steps()
-        return NotFinite(
-            f"Step {step}, phase {turn.name!r}: the first tensor that is not finite is {what}; data indices"
-            f" {rows}. No bad number was saved (last checkpoint: step {kept[-1] if kept else 'none'}): check that"
-            " data, lower the learning rate, or set clip=1.0."
-        )
-
-    def _guilty(self, step: int, turn: Turn, batch: Batch, most: int = 8) -> str:
-        """The indices of the samples whose own loss or gradient is not finite."""
-        n = size(batch)
-        if not self.model.counts(batch) or n > 4096:
-            return "not separable"
-        index = batch.get("index")
-        guilty = []
-        for i in range(n):
-            for p in turn.params:
-                p.grad = None
-            self._reseed(step)
-            with contextlib.suppress(Exception):  # a model may refuse a batch of one: then this sample is not named
-                loss = self._backward(turn, each(batch, lambda t, i=i: t[i : i + 1])).value  # type: ignore[misc]
-                values = [loss] if isinstance(loss, Tensor) else list(loss.values())
-                grads = [p.grad for p in turn.params if p.grad is not None]
-                if not all(t.isfinite().all() for t in [*values, *grads]):
-                    guilty.append(i if index is None else int(index[i]))
-        shown = ", ".join(map(str, guilty[:most])) + (", …" if len(guilty) > most else "")
-        return f"{shown} ({len(guilty)} of {n})" if guilty else "none alone (only together)"
+            raise explain(self, suspect.step, suspect.turn, suspect.batch)
 
     # ---- now and then
 
@@ -610,7 +528,7 @@ class Training:
             source: State = {"state": self.source.state()}
         except CannotRestore as reason:
             source = {"cannot": str(reason)}
-        optim = {str(i): self._optim_state(o) for i, o in enumerate(self._optimisers())}
+        optim = {str(i): optimiser_state(o, self.names) for i, o in enumerate(self._optimisers())}
         parts: dict[str, State] = {
             "model": {n: t for n, t in weights.items() if n not in fixed},
             "optim": optim,
@@ -645,7 +563,7 @@ class Training:
             return
         fine = torch.stack([p.isfinite().all() for p in trained])
         if not fine.all():
-            name, kept = self._names[trained[int(fine.int().argmin())]], self.checkpoints.steps()
+            name, kept = self.names[trained[int(fine.int().argmin())]], self.checkpoints.steps()
             raise NotFinite(
                 f"Step {self.step}: the update of {name!r} overflowed, and is not saved (last checkpoint: step"
                 f" {kept[-1] if kept else 'none'}): lower the learning rate, or set clip=1.0."
@@ -656,7 +574,7 @@ class Training:
         self.step = self.model.step = self._saved = step
         fit_weights(self.model, parts, step)
         for i, optimiser in enumerate(self._optimisers()):
-            self._restore_optim(optimiser, parts["optim"][str(i)])
+            restore_optimiser(optimiser, self.names, parts["optim"][str(i)])
         if self.average is not None:
             for name, mean in self.average.mean.items():
                 mean.copy_(parts["average"][name])
@@ -679,23 +597,6 @@ class Training:
             for optimiser in turn.optimisers:
                 unique[id(optimiser)] = optimiser
         return list(unique.values())
-
-    def _optim_state(self, optimiser: torch.optim.Optimizer) -> State:
-        names = [self._names[p] for g in optimiser.param_groups for p in g["params"]]
-        state = optimiser.state_dict()
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
-        return {"state": {names[i]: s for i, s in state["state"].items()}, "groups": groups}
-
-    def _restore_optim(self, optimiser: torch.optim.Optimizer, saved: State) -> None:
-        now = optimiser.state_dict()
-        names = [self._names[p] for g in optimiser.param_groups for p in g["params"]]
-        groups = [g | new for g, new in zip(now["param_groups"], saved["groups"], strict=True)]
-        state = {i: saved["state"][n] for i, n in enumerate(names) if n in saved["state"]}
-        optimiser.load_state_dict({"state": state, "param_groups": groups})
-        for p, kept in optimiser.state.items():  # fused kernels walk state and weights together: same strides, or wrong
-            for name, t in kept.items():
-                if isinstance(t, Tensor) and t.shape == p.shape and t.stride() != p.stride():
-                    kept[name] = torch.empty_like(p, dtype=t.dtype).copy_(t)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -734,36 +635,3 @@ def _clip(grads: list[Tensor], norm: Tensor | float, most: float) -> None:
 
 def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in values.items()}
-
-
-def _tensors(thing: Any) -> Iterator[Tensor]:
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, Mapping):
-        for v in thing.values():
-            yield from _tensors(v)
-    elif isinstance(thing, list | tuple):
-        for v in thing:
-            yield from _tensors(v)
-
-
-def _recompute(module: nn.Module) -> None:
-    """Let a module's activations be recomputed in the backward pass instead of kept (Chen et al. 2016)."""
-    from torch.utils.checkpoint import checkpoint
-
-    forward = module.forward
-    module.forward = lambda *args, **kw: checkpoint(forward, *args, use_reentrant=False, **kw)
-
-
-_compiles: bool | None = None
-
-
-def _compiler_works() -> bool:
-    global _compiles
-    if _compiles is None:
-        try:
-            torch.compile(lambda x: x * 2 + 1)(torch.ones(4))
-            _compiles = True
-        except Exception:  # whatever a broken toolchain raises
-            _compiles = False
-    return _compiles

@@ -14,10 +14,12 @@ from torch import nn
 from morphogen import EMA, Data, Experiment, HeldOut, Loss, Model, Noise, Phase, Remembers, Trainer, UserError, load
 from morphogen.checkpoint import Checkpoints
 from morphogen.core import CannotRestore, Update, keys
+from morphogen.device import choose_device
 from morphogen.hooks import Voice
 from morphogen.log import read
 from morphogen.optim import SGD, AdamW, Cosine, MuonAdamW, Triangle
-from morphogen.train import NotFinite, Stopped, Training, choose_device
+from morphogen.replay import NotFinite
+from morphogen.train import Stopped, Training
 
 from ..contract.throwaway import gan, lm
 
@@ -269,7 +271,7 @@ def test_recomputing_activations_changes_no_bit(tmp_path):
 
 
 def test_without_a_compiler_it_runs_eagerly_and_says_so_once(tmp_path, monkeypatch):
-    import morphogen.train as module
+    import morphogen.device as module
 
     said: list[str] = []
     voice = Voice()
@@ -525,6 +527,25 @@ def test_tied_weights_are_written_once(tmp_path):
     names = set(load_file(store.path(2) / "model.safetensors"))
     assert not {"embed.weight", "head.weight"} <= names
     assert {"embed.weight", "head.weight"} <= set(store.load(2)["model"])
+
+
+def test_a_folder_where_nothing_was_begun_is_free(tmp_path):
+    """A first try that fails before its first step does not hold the folder against the corrected second one."""
+    with pytest.raises(UserError, match="optimiser for the phase"):
+        Experiment(Fit(), Data(Line()), Trainer(2, optim={"nett": SGD()})).train(tmp_path / "r", voice=Voice())
+    run = Experiment(Fit(), Data(Line()), Trainer(2)).train(tmp_path / "r", voice=Voice())
+    assert run.step == 2
+    with pytest.raises(UserError, match="no best checkpoint"):
+        load(tmp_path / "r", checkpoint="best", modules=[__import__("sys").modules[__name__]])
+
+
+def test_two_processes_cannot_train_into_one_folder(tmp_path):
+    first = Training(Trainer(9), seeded(Fit), Data(Line()), tmp_path, seed=0, device=torch.device("cpu"), voice=Voice())
+    first.begin()
+    with pytest.raises(UserError, match="Another process is training into"):
+        Trainer(9).fit(seeded(Fit), Data(Line()), run=tmp_path, voice=Voice())
+    first.loop(9)
+    Trainer(9).fit(seeded(Fit), Data(Line()), run=tmp_path, voice=Voice())
 
 
 def test_an_absent_device_is_a_sentence():

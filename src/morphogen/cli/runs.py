@@ -176,10 +176,10 @@ def _replay(
     context: Context, run: Path, page: dict[str, Any], steps: int, device: str | None, with_: tuple[Path, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The log of the first steps, made again in a temporary folder; and this machine."""
+    from ..device import choose_device
     from ..hooks import Voice
     from ..log import read
     from ..spec import arguments, build, call
-    from ..train import choose_device
 
     class Steps(Voice):
         def __init__(self, told: Any) -> None:

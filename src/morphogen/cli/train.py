@@ -55,8 +55,8 @@ def train(
     seed = 0 if seed is None else seed
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed} is out of range: take a whole number from 0 to 9223372036854775807.")
+    from ..device import choose_device
     from ..spec import build, modules_of, spec
-    from ..train import choose_device
 
     where = choose_device(device)
     with _root(data_root):

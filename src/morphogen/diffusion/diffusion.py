@@ -80,8 +80,8 @@ class Diffusion(Model, Field):
         x = batch["x"]
         if x.shape[1:] != self.shape or not x.is_floating_point():
             raise UserError(
-                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and this"
-                f" model learns floats of shape {self.shape}: build it for the data's shape, or give Tensors(levels=…)."
+                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and"
+                f" this model learns floats of shape {self.shape}: build it for that shape, or give Tensors(levels=…)."
             )
         noise = Noise(batch["key"])
         at = At(self.path, self.density(noise, self.path, x.dtype))

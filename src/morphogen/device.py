@@ -1,0 +1,45 @@
+"""Where training runs, and how its nets are prepared for it: device, recomputation, compilation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else the machine's accelerator, else the CPU. UserError where it is not there."""
+    if device is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if found is None else torch.device(found.type)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu"] + ([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])
+        raise UserError(f"Device {str(device)!r} is not on this machine: use {' or '.join(here)}.") from error
+    return chosen
+
+
+def recompute(module: nn.Module) -> None:
+    """Let a module's activations be recomputed in the backward pass instead of kept (Chen et al. 2016)."""
+    from torch.utils.checkpoint import checkpoint
+
+    forward = module.forward
+    module.forward = lambda *args, **kw: checkpoint(forward, *args, use_reentrant=False, **kw)
+
+
+_compiles: bool | None = None
+
+
+def compiler_works() -> bool:
+    """Whether torch.compile has a toolchain to work with; tried once."""
+    global _compiles
+    if _compiles is None:
+        try:
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(4))
+            _compiles = True
+        except Exception:  # whatever a broken toolchain raises
+            _compiles = False
+    return _compiles
