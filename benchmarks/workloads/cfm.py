@@ -23,7 +23,12 @@ REG = Registry(
     budget=200,
     rtol=1e-4,
     needs={"torchcfm": ("torchcfm",), "flow_matching": ("flow_matching",)},
-    pairs=[("morphogen", "torchcfm", None), ("morphogen", "flow_matching", None), ("morphogen", "plain", None)],
+    pairs=[
+        ("morphogen", "torchcfm", None),
+        ("morphogen", "flow_matching", None),
+        ("morphogen", "plain", None),
+        ("morphogen sampler", "plain", None),
+    ],
 )
 CONFIG = {"batch": BATCH, "width": WIDTH, "drawn": DRAWN, "optim": "AdamW fused", "euler steps": STEPS}
 
@@ -60,8 +65,8 @@ def turned(w: list[Any]) -> list[Any]:
 
 
 def morphogen(part: str) -> Work:
-    """Ours, training or sampling, a worker each: a second thread that computes beside the Trainer's brings a second pool
-    of OpenMP threads, and with more of them than cores both pools wait asleep instead of awake (1.4 times slower).
+    """Ours, training or sampling, a worker each: a second thread that computes beside the Trainer's brings a second
+    pool of OpenMP threads, and with more threads than cores both wait asleep instead of awake (1.4 times slower).
     """
     import torch
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import morphogen
 from morphogen.core import Model, Source
@@ -95,6 +96,7 @@ def test_every_model_of_the_library_is_held_to_the_battery() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_battery(name: str) -> None:
+    torch.manual_seed(0)  # the weights that it is tried with
     instance = MODELS[name]()
     report = check_model(instance.model, instance.source, options=instance.options, normalise=instance.normalise)
     print(report)

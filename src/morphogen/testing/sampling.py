@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 
@@ -89,8 +90,9 @@ def samples_have_noise_of_their_own(case: Case) -> None:
         fail("with the keys in another order the samples are others: sample i must depend on the noise's row i alone.")
 
 
-def _drawn(case: Case, n: int, chunk: int) -> Tensor:
-    return draw(_sampler(case), n, case.cond(n), seed=SEED, chunk=chunk, options=case.options)
+def _drawn(case: Case, n: int, chunk: int, dtype: torch.dtype | None = None) -> Tensor:
+    sampler = _sampler(case) if dtype is None else copy.deepcopy(_sampler(case)).to(dtype)
+    return draw(sampler, n, case.cond(n), seed=SEED, chunk=chunk, options=case.options)
 
 
 @check(samples_have_noise_of_their_own)
@@ -107,10 +109,15 @@ def draws_begin_alike(case: Case) -> None:
 
 @check(draws_begin_alike)
 def chunk_sizes_agree(case: Case) -> None:
-    """`draw` in chunks of 1, 4 and 6 gives samples that differ by at most 1e-5."""
-    whole = _drawn(case, 6, 6)
+    """`draw` in chunks of 1, 4 and 6 gives samples that differ by at most 1e-5.
+
+    Where they differ by more, they are drawn in double precision: a difference that is rounding (kernels add in another
+    order for one row than for six) goes away there, and one that is mixing stays.
+    """
     for chunk in (1, 4):
-        apart = distance(_drawn(case, 6, chunk), whole)
+        apart = distance(_drawn(case, 6, chunk), _drawn(case, 6, 6))
+        if apart > 1e-5:
+            apart = distance(_drawn(case, 6, chunk, torch.double), _drawn(case, 6, 6, torch.double))
         if apart > 1e-5:
             fail(
                 f"samples drawn in chunks of {chunk} and of 6 differ by {apart:.2g}: something mixes the samples of a"
