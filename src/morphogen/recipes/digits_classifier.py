@@ -1,4 +1,8 @@
-"""A classifier of the 8x8 digits: the judge and feature extractor of what is drawn on them."""
+"""A classifier of the 8x8 digits: the judge and feature extractor of what is drawn on them.
+
+`morphogen evaluate` trains it in about 8 s on two cores of an AMD EPYC as the judge of the digits: test accuracy 99.7 %
+(docs/runs/digits-diffusion, under "judge").
+"""
 
 from __future__ import annotations
 

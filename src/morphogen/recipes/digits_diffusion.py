@@ -1,4 +1,8 @@
-"""Class-conditional diffusion on real handwritten digits: the first thing to run."""
+"""Class-conditional diffusion on real handwritten digits: the first thing to run.
+
+Recorded in docs/runs/digits-diffusion: `make demo` on two cores of an AMD EPYC, 86 s of training. At guidance 1.5,
+99.1 % of 1,000 samples read as asked, and a classifier that saw them alone reads 97.8 % of the real test digits.
+"""
 
 from __future__ import annotations
 

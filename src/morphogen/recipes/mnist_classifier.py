@@ -1,4 +1,8 @@
-"""A classifier of MNIST's digits that learns in a minute."""
+"""A classifier of MNIST's digits that learns in a minute.
+
+Recorded in docs/runs/mnist-classifier: `morphogen train mnist-classifier` on two cores of an AMD EPYC, 62 s,
+test accuracy 99.60 %.
+"""
 
 from __future__ import annotations
 
