@@ -146,8 +146,14 @@ class Space(Protocol):
     shape: tuple[int, ...]  # of one x
     volume: float  # log of the volume of one quantisation cell, nats: what bits/dim must subtract
 
-    def encode(self, thing: Any) -> Tensor: ...
-    def decode(self, x: Tensor) -> list[Any]: ...
+    def encode(self, thing: Any) -> Tensor:
+        """One of the user's objects as x of `shape`. Raises UserError for what cannot be one."""
+        ...
+
+    def decode(self, x: Tensor) -> list[Any]:
+        """The user's objects of a batch x (B, *shape)."""
+        ...
+
     def cond(self, n: int, **wishes: Any) -> dict[str, Tensor]:
         """Conditions of n samples from the user's words: `cond(8, label="cat")` -> {"label": (8,)}."""
         ...
@@ -174,6 +180,8 @@ class Act(NamedTuple):
 
 @runtime_checkable
 class Samples(Protocol):
+    """Draws new data. Who asks: `draw`, metrics, the command line."""
+
     def sample(self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None) -> Tensor:
         """n samples (n, ...), differentiable where the method allows it."""
         ...
@@ -181,11 +189,17 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Acts(Protocol):
-    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act: ...
+    """A policy: chooses actions for observations. Who asks: rollouts and replays."""
+
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
+        """Actions (B, ...) for observations (B, ...), what to remember of them, and the memory (None at the start)."""
+        ...
 
 
 @runtime_checkable
 class LogProb(Protocol):
+    """Has an exact likelihood. Who asks: bits/dim, preference losses, ratios."""
+
     def log_prob(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Exact log-density or log-probability (B,), nats."""
         ...
@@ -193,6 +207,8 @@ class LogProb(Protocol):
 
 @runtime_checkable
 class Bounds(Protocol):
+    """Has a lower bound of its likelihood; tables mark it with "≥"."""
+
     def elbo(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """A lower bound of the log-density (B,), nats."""
         ...
@@ -200,12 +216,21 @@ class Bounds(Protocol):
 
 @runtime_checkable
 class Codec(Protocol):
-    def encode(self, x: Tensor) -> Any: ...
-    def decode(self, z: Any) -> Tensor: ...
+    """A way to latents and back. Who asks: latent priors, interpolation, reconstruction."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Latents z of x (B, ...): a tensor (B, ...) or a tuple of them."""
+        ...
+
+    def decode(self, z: Any) -> Tensor:
+        """Data (B, ...) of latents z."""
+        ...
 
 
 @runtime_checkable
 class Field(Protocol):
+    """Knows the data behind noise. Who asks: solvers, guidance, likelihoods."""
+
     def denoise(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """E[x_0 | x_t = x] (B, ...), the time (B,) in `cond["t"]`; other views follow from it by algebra."""
         ...

@@ -19,6 +19,8 @@ from .spec import Remembers
 
 @runtime_checkable
 class Schedule(Protocol):
+    """A factor on the learning rate, in [0, 1], at `step` (from 1) of `steps`."""
+
     def __call__(self, step: int, steps: int) -> float: ...
 
 
@@ -63,7 +65,9 @@ class Optim(Protocol):
 
     schedule: Schedule
 
-    def make(self, named: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]: ...
+    def make(self, named: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """Optimisers that together hold each of the named parameters once."""
+        ...
 
 
 def _decayed(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
