@@ -73,7 +73,7 @@ def morphogen(part: str) -> Work:
     from morphogen.core import Loss, Model, Noise, keys
     from morphogen.data.items import Tensors
     from morphogen.data.source import Shuffled
-    from morphogen.diffusion.diffusion import Diffusion, rectified_flow
+    from morphogen.diffusion import Diffusion, rectified_flow
     from morphogen.experiment import Data
     from morphogen.hooks import Voice
     from morphogen.nets.mlp import MLP

@@ -16,7 +16,7 @@ from morphogen.core import Model, Source
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
 from morphogen.data.source import Shuffled
-from morphogen.diffusion.diffusion import Diffusion, ddpm, edm, rectified_flow
+from morphogen.diffusion import Diffusion, ddpm, edm, rectified_flow
 from morphogen.diffusion.path import Linear
 from morphogen.nets.mlp import MLP
 from morphogen.nets.resnet import ResNet

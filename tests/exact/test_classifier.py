@@ -13,7 +13,8 @@ from torch import Tensor
 from morphogen.core import NONE, LogProb, Noise, Samples, can, each, keys
 from morphogen.diffusion.field import Field
 from morphogen.diffusion.guide import classified
-from morphogen.diffusion.path import VP, Exploding, Linear, Path, Uniform
+from morphogen.diffusion.path import VP, Exploding, Linear, Path
+from morphogen.diffusion.weight import Uniform
 from morphogen.errors import UserError
 from morphogen.nets.resnet import Reader, ResNet, SpeedNet, Whitening
 from morphogen.spec import build, spec

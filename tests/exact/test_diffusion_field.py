@@ -13,8 +13,10 @@ from morphogen.core import Field as CoreField
 from morphogen.core import can
 from morphogen.diffusion import field as F
 from morphogen.diffusion import path as P
+from morphogen.diffusion import weight as W
 from morphogen.diffusion.diffusion import Diffusion, Sampler
-from morphogen.diffusion.solve import Uniform, euler
+from morphogen.diffusion.grid import Uniform
+from morphogen.diffusion.solve import euler
 
 PATHS = [P.Linear(), P.Cosine(), P.VP(), P.Exploding(), P.LinearBetas(), P.ZeroTerminal(P.ScaledLinearBetas())]
 KINDS = [F.X(), F.Eps(), F.V(), F.Velocity(), F.EDM(0.5), F.EDM(2.0)]
@@ -41,7 +43,7 @@ class Perfect(nn.Module):
 
 
 def model(path, kind, net):
-    return Diffusion(net, (2,), path, kind, P.Uniform(), Sampler(euler, Uniform(), 4))
+    return Diffusion(net, (2,), path, kind, W.Uniform(), Sampler(euler, Uniform(), 4))
 
 
 def mixture(path):
@@ -148,10 +150,10 @@ def test_min_snr_is_the_formula():
     t = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64)
     snr = (path.alpha(t) / path.sigma(t)) ** 2
     at = P.At(path, t)
-    torch.testing.assert_close(F.MinSNR(5.0)(at, F.X()), snr.clamp(max=5))
-    torch.testing.assert_close(F.MinSNR(5.0)(at, F.Eps()), snr.clamp(max=5) / snr)
-    torch.testing.assert_close(F.MinSNR(5.0)(at, F.V()), snr.clamp(max=5) / (snr + 1))
-    assert F.MinSNR()(P.At(path, 0.3), F.Eps()) == pytest.approx(F.MinSNR()(at, F.Eps())[1].item())
+    torch.testing.assert_close(W.MinSNR(5.0)(at, F.X()), snr.clamp(max=5))
+    torch.testing.assert_close(W.MinSNR(5.0)(at, F.Eps()), snr.clamp(max=5) / snr)
+    torch.testing.assert_close(W.MinSNR(5.0)(at, F.V()), snr.clamp(max=5) / (snr + 1))
+    assert W.MinSNR()(P.At(path, 0.3), F.Eps()) == pytest.approx(W.MinSNR()(at, F.Eps())[1].item())
 
 
 # ---- the analytic fields themselves --------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch
 from morphogen import UserError
 from morphogen.diffusion import field as F
 from morphogen.diffusion import path as P
+from morphogen.diffusion.grid import Uniform
 from morphogen.diffusion.guide import classified, guided
-from morphogen.diffusion.solve import Uniform, heun, solve
+from morphogen.diffusion.solve import heun, solve
 
 PATHS = [P.Linear(), P.VP(), P.Exploding(), P.LinearBetas()]
 VIEWS = [(1.0, 0.0), (0.0, 1.0), (-0.3, 0.8)]

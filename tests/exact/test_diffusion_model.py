@@ -11,10 +11,13 @@ from torch import nn
 
 from morphogen import UserError
 from morphogen.core import Field, Net, Noise, Samples, can, keys
+from morphogen.diffusion import Diffusion, Sampler, ddpm, edm, rectified_flow
+from morphogen.diffusion import grid as G
 from morphogen.diffusion import path as P
 from morphogen.diffusion import solve as S
-from morphogen.diffusion.diffusion import Diffusion, Sampler, ddpm, edm, rectified_flow
-from morphogen.diffusion.field import EDM, Eps, MinSNR, V, Velocity, X, gaussian
+from morphogen.diffusion import weight as W
+from morphogen.diffusion.field import EDM, Eps, V, Velocity, X, gaussian
+from morphogen.diffusion.solvers import SOLVERS
 from morphogen.spec import build, spec
 
 PRESETS = {"ddpm": ddpm, "edm": edm, "rectified_flow": rectified_flow}
@@ -94,13 +97,13 @@ def batch_slice(batch, a, b):
 
 
 @pytest.mark.parametrize("kind", [X(), Eps(), V(), Velocity(), EDM(0.5)], ids=lambda k: type(k).__name__)
-@pytest.mark.parametrize("weight", [None, MinSNR(5.0)], ids=["plain", "min-snr"])
+@pytest.mark.parametrize("weight", [None, W.MinSNR(5.0)], ids=["plain", "min-snr"])
 def test_loss_is_the_formula(kind, weight):
     """Recomputed by hand from the same keyed draws, through x̂ and ε̂ rather than through the target."""
     path = P.LinearBetas()
     torch.manual_seed(0)
     model = Diffusion(
-        Small((2,)), (2,), path, kind, P.Uniform(0.05, 0.95), Sampler(S.euler, S.Uniform(), 2), weight, 0.5
+        Small((2,)), (2,), path, kind, W.Uniform(0.05, 0.95), Sampler(S.euler, G.Uniform(), 2), weight, 0.5
     )
     model = model.double()
     batch = batch_of(64, (2,), dtype=torch.float64)
@@ -159,11 +162,11 @@ def test_sample_depends_on_its_own_key_alone(preset):
 
 
 @presets
-@pytest.mark.parametrize("solver", S.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_by_name(preset, solver):
     model = make(preset)
     x = model.sample(3, noise=Noise.seeded(0, 3), solver=solver, grid="uniform", steps=4)
-    y = model.sample(3, noise=Noise.seeded(0, 3), solver=S.SOLVERS[solver], grid=S.Uniform(), steps=4)
+    y = model.sample(3, noise=Noise.seeded(0, 3), solver=SOLVERS[solver], grid=G.Uniform(), steps=4)
     assert torch.equal(x, y)
 
 

@@ -10,6 +10,7 @@ import torch
 from morphogen import UserError
 from morphogen.core import Noise
 from morphogen.diffusion import path as P
+from morphogen.diffusion import weight as W
 from morphogen.spec import build, spec
 
 PATHS = {
@@ -133,13 +134,13 @@ def test_paths_are_remembered(path):
 
 def test_densities():
     noise, path = Noise.seeded(3, 200_000), P.Exploding()
-    log = (path.ratio(P.LogNormal()(noise, path, torch.float64))).log()
+    log = (path.ratio(W.LogNormal()(noise, path, torch.float64))).log()
     assert (log.mean().item(), log.std().item()) == pytest.approx((-1.2, 1.2), abs=0.01)
-    logit = P.LogitNormal(0.3, 0.7)(noise, path, torch.float64).logit()
+    logit = W.LogitNormal(0.3, 0.7)(noise, path, torch.float64).logit()
     assert (logit.mean().item(), logit.std().item()) == pytest.approx((0.3, 0.7), abs=0.01)
-    t = P.Uniform(0.2, 0.6)(noise, path, torch.float64)
+    t = W.Uniform(0.2, 0.6)(noise, path, torch.float64)
     assert (t.min().item(), t.max().item()) == pytest.approx((0.2, 0.6), abs=1e-4)
-    steps = P.Steps(7)(noise, path, torch.float32) * 7
+    steps = W.Steps(7)(noise, path, torch.float32) * 7
     values, counts = steps.round().unique(return_counts=True)
     assert values.tolist() == [1, 2, 3, 4, 5, 6, 7]  # never 0: clean data is no step
     assert (counts / len(noise) * 7 - 1).abs().max() < 0.03

@@ -10,9 +10,11 @@ import torch
 
 from morphogen import UserError
 from morphogen.core import Noise
+from morphogen.diffusion import grid as G
 from morphogen.diffusion import path as P
 from morphogen.diffusion import solve as S
 from morphogen.diffusion.field import Mixture, gaussian
+from morphogen.diffusion.solvers import SOLVERS
 from morphogen.spec import build, spec
 
 f64 = torch.float64
@@ -67,7 +69,7 @@ def test_edm_sampler(step, n, error):
     path = P.Exploding(80.0)
     field = Counted(path, [[0.0]], [0.5])
     x = torch.tensor([[80.0], [-3.0]], dtype=f64)
-    y = S.solve(field, x, S.Karras()(path, n), step=step)
+    y = S.solve(field, x, G.Karras()(path, n), step=step)
     exact = 0.5 / math.sqrt(0.25 + 80**2)
     assert exact == pytest.approx(0.00624987793, rel=1e-8)
     assert (y / x / exact - 1).flatten().tolist() == pytest.approx([error] * 2, rel=1e-6)
@@ -77,7 +79,7 @@ def test_edm_sampler(step, n, error):
 @pytest.mark.parametrize(
     ("step", "grid", "errors", "order"),
     [
-        (S.DDIM(), S.LogSNR(), (-1.128e-1, -5.81e-2, -2.95e-2), 1),
+        (S.DDIM(), G.LogSNR(), (-1.128e-1, -5.81e-2, -2.95e-2), 1),
         (S.heun, None, (6.21e-3, 1.65e-3, 4.26e-4), 2),
         (S.rk4, None, (-1.84e-5, -1.02e-6, -6.1e-8), 4),
     ],
@@ -111,15 +113,15 @@ def test_flow_matching_euler():
     field = gaussian(P.Linear(), 2.0, 0.5)
     x = torch.ones(1, 1, dtype=f64)
     for n, value in ((1, 2.0), (4, 2.3405405405), (16, 2.4556830934)):
-        assert S.solve(field, x, S.Uniform()(field.path, n)).item() == pytest.approx(value, rel=1e-9)
-    assert S.solve(field, x, S.Uniform()(field.path, 64), step=S.rk4).item() == pytest.approx(2.5, abs=1e-5)
+        assert S.solve(field, x, G.Uniform()(field.path, n)).item() == pytest.approx(value, rel=1e-9)
+    assert S.solve(field, x, G.Uniform()(field.path, 64), step=S.rk4).item() == pytest.approx(2.5, abs=1e-5)
 
 
 def test_karras_grid():
     published = """80 57.585985 40.785574 28.374585 19.352453 12.910082 8.400935 5.315195 3.256822 1.92334 1.088171
         .585348 .296442 .139516 .059947 .022935 .007528 .002 0"""
     for path in (P.Exploding(80.0), P.Exploding(100.0), P.LinearBetas(1e-8, 0.06)):
-        times = S.Karras()(path, 18)
+        times = G.Karras()(path, 18)
         assert path.ratio(times).tolist() == pytest.approx([float(v) for v in published.split()], abs=1e-6, rel=1e-5)
 
 
@@ -132,21 +134,21 @@ def test_grids_of_a_chain():
         assert len(times) == n + 1
         return [round(chain.index(t), 6) for t in times.tolist()]
 
-    assert indices(S.Leading(), 4) == [750, 500, 250, 0, -1]
-    assert indices(S.Trailing(), 4) == [999, 749, 499, 249, -1]
-    assert indices(S.Linspace(), 4) == [999, 666, 333, 0, -1]
-    assert indices(S.Leading(), 13)[:2] == [912, 836]  # 1000 // 13 = 76
-    assert indices(S.Trailing(), 13)[:3] == [999, 922, 845]
+    assert indices(G.Leading(), 4) == [750, 500, 250, 0, -1]
+    assert indices(G.Trailing(), 4) == [999, 749, 499, 249, -1]
+    assert indices(G.Linspace(), 4) == [999, 666, 333, 0, -1]
+    assert indices(G.Leading(), 13)[:2] == [912, 836]  # 1000 // 13 = 76
+    assert indices(G.Trailing(), 13)[:3] == [999, 922, 845]
     whole = list(range(999, -2, -1))
-    assert indices(S.Leading(), 1000) == indices(S.Trailing(), 1000) == indices(S.Linspace(), 1000) == whole
-    assert indices(S.Uniform(), 1000) == whole
+    assert indices(G.Leading(), 1000) == indices(G.Trailing(), 1000) == indices(G.Linspace(), 1000) == whole
+    assert indices(G.Uniform(), 1000) == whole
 
 
 @pytest.mark.parametrize("path", [P.Linear(), P.VP(), P.Exploding(), P.LinearBetas(), P.LinearBetas(1e-3, 0.3, 37)])
-@pytest.mark.parametrize("grid", [*S.GRIDS.values(), S.LogSNR(0.99, 0.01)], ids=[*S.GRIDS, "logsnr-inside"])
+@pytest.mark.parametrize("grid", [*G.GRIDS.values(), G.LogSNR(0.99, 0.01)], ids=[*G.GRIDS, "logsnr-inside"])
 def test_grids_fall_to_zero(path, grid):
-    endless = isinstance(grid, S.LogSNR) and not math.isfinite(path.logsnr(grid.start))
-    if endless or (isinstance(grid, S.OfChain) and not isinstance(path, P.Chain)):
+    endless = isinstance(grid, G.LogSNR) and not math.isfinite(path.logsnr(grid.start))
+    if endless or (isinstance(grid, G.OfChain) and not isinstance(path, P.Chain)):
         with pytest.raises(UserError, match="log-SNR is infinite" if endless else "discrete chain"):
             grid(path, 5)
         return
@@ -156,7 +158,7 @@ def test_grids_fall_to_zero(path, grid):
         assert times.dtype == f64
         assert times[-1] == 0
         assert times[0] <= 1 + 1e-12
-        if not (isinstance(grid, S.Karras) and isinstance(path, P.Chain)):  # a chain need not reach σ/α = 80
+        if not (isinstance(grid, G.Karras) and isinstance(path, P.Chain)):  # a chain need not reach σ/α = 80
             assert (times.diff() < 0).all()
 
 
@@ -220,15 +222,15 @@ def test_ddim_on_all_grids_of_a_chain():
     """A published case: data of mean 0.7 and variance 0.3 in 13 steps has mean 0.698; t − T//N gives 0.662."""
     chain = P.LinearBetas()
     field = gaussian(chain, 0.7, 0.3**0.5)
-    for grid in (S.Linspace(), S.Trailing()):
+    for grid in (G.Linspace(), G.Trailing()):
         assert moments(field, grid(chain, 13), S.DDIM())[0] == pytest.approx(0.6975, abs=2e-3)
-    assert moments(field, S.Linspace()(chain, 13), FixedStride(13))[0] == pytest.approx(0.662, abs=1e-3)
+    assert moments(field, G.Linspace()(chain, 13), FixedStride(13))[0] == pytest.approx(0.662, abs=1e-3)
 
 
 def test_ddpm_with_the_exact_eps_has_its_own_variance():
     """Not the data's 0.25: 0.246125 with the small variance and 0.250752 with the large one."""
     chain = P.LinearBetas()
-    field, times = gaussian(chain, 0.0, 0.5), S.Trailing()(chain, 1000)
+    field, times = gaussian(chain, 0.0, 0.5), G.Trailing()(chain, 1000)
     start = chain.sigma(1.0) ** 2  # the published numbers begin at variance 1
     for v, value in ((0.0, 0.246125), (1.0, 0.250752)):
         assert moments(field, times, S.Ancestral(v))[1] == pytest.approx(value, abs=1e-6)
@@ -282,7 +284,7 @@ def gain(chain, v, times):
     return g
 
 
-@pytest.mark.parametrize("grid", [S.Leading(), S.Trailing(), S.Linspace()])
+@pytest.mark.parametrize("grid", [G.Leading(), G.Trailing(), G.Linspace()])
 @pytest.mark.parametrize("n", [13, 20, 50])
 def test_ddim_gain_and_its_planted_faults(grid, n):
     chain = P.LinearBetas()
@@ -290,7 +292,7 @@ def test_ddim_gain_and_its_planted_faults(grid, n):
     exact = (gain(chain, 0.25, times) * chain.sigma(float(times[0]))) ** 2
     assert moments(field, times, S.DDIM())[1] == pytest.approx(exact, rel=1e-9)
     faulty = [WrongSign(), OneLate()]
-    if not isinstance(grid, S.Leading) and (1000 % n or isinstance(grid, S.Linspace)):
+    if not isinstance(grid, G.Leading) and (1000 % n or isinstance(grid, G.Linspace)):
         faulty.append(FixedStride(n))  # on a leading grid, and on a trailing one that divides, it is right
     for fault in faulty:
         assert moments(field, times, fault)[1] != pytest.approx(
@@ -302,9 +304,9 @@ def test_ddim_gain_and_its_planted_faults(grid, n):
 
 def test_noise_on_the_last_step_is_noticed():
     chain = P.LinearBetas()
-    field, times = gaussian(chain, 0.0, 0.5), S.Trailing()(chain, 1000)
+    field, times = gaussian(chain, 0.0, 0.5), G.Trailing()(chain, 1000)
     assert moments(field, times, NoisyEnd())[1] != pytest.approx(0.246125, abs=1e-5)
-    point, times = gaussian(chain, 0.4, 0.0), S.Trailing()(chain, 50)
+    point, times = gaussian(chain, 0.4, 0.0), G.Trailing()(chain, 50)
     for step in (S.Ancestral(), S.Ancestral(1.0), S.DDIM(1.0), S.DDIM(0.3)):  # data that is a point is met exactly
         assert moments(point, times, step) == pytest.approx((0.4, 0), abs=1e-9)
     assert moments(point, times, NoisyEnd())[1] > 1e-5
@@ -313,25 +315,25 @@ def test_noise_on_the_last_step_is_noticed():
 @pytest.mark.parametrize(
     ("path", "grid"),
     [
-        (P.Linear(), S.Uniform()),
-        (P.Cosine(), S.Uniform()),
-        (P.VP(), S.LogSNR(1.0, 1e-4)),
-        (P.Exploding(), S.Karras()),
-        (P.LinearBetas(), S.Trailing()),
-        (P.LinearBetas(), S.Linspace()),
-        (P.CosineBetas(), S.LogSNR(0.99, 1e-3)),
-        (P.ZeroTerminal(P.ScaledLinearBetas()), S.Trailing()),
+        (P.Linear(), G.Uniform()),
+        (P.Cosine(), G.Uniform()),
+        (P.VP(), G.LogSNR(1.0, 1e-4)),
+        (P.Exploding(), G.Karras()),
+        (P.LinearBetas(), G.Trailing()),
+        (P.LinearBetas(), G.Linspace()),
+        (P.CosineBetas(), G.LogSNR(0.99, 1e-3)),
+        (P.ZeroTerminal(P.ScaledLinearBetas()), G.Trailing()),
     ],
     ids=lambda v: type(v).__name__,
 )
-@pytest.mark.parametrize("name", S.SOLVERS)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_samples_the_mixture(path, grid, name):
     """W1 ≤ 0.02 to the exact mixture at 200 evaluations (deterministic solvers; noise costs more steps)."""
     field = Mixture(path, [[-1.5], [0.5]], [0.25, 0.5], [0.35, 0.65])
     evaluations = {"heun": 2, "midpoint": 2, "rk4": 4}.get(name, 1)
     n, size = 200 // evaluations, 4000
     u = (torch.arange(size, dtype=f64) + 0.5) / size
-    step = S.SOLVERS[name]
+    step = SOLVERS[name]
     if name == "ancestral":
         z = Noise.seeded(5, size).normal(1, dtype=f64)
     else:
@@ -349,7 +351,7 @@ def test_every_solver_samples_the_mixture(path, grid, name):
 @pytest.mark.parametrize("path", [P.Linear(), P.VP(), P.Exploding()], ids=lambda p: type(p).__name__)
 def test_stochastic_solvers_converge_to_the_variance(path, step):
     field = gaussian(path, 0.3, 0.5)
-    grid = S.Karras() if isinstance(path, P.Exploding) else S.Uniform()
+    grid = G.Karras() if isinstance(path, P.Exploding) else G.Uniform()
     errors = [abs(moments(field, grid(path, n), step)[1] / 0.25 - 1) for n in (100, 400)]
     assert errors[1] < 0.05
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)  # first order
@@ -359,7 +361,7 @@ def test_stochastic_solvers_converge_to_the_variance(path, step):
 # ---- behaviour -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", S.SOLVERS)
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_times_per_sample_equal_times_one_by_one(name, dtype):
     path = P.Linear()
@@ -367,27 +369,27 @@ def test_times_per_sample_equal_times_one_by_one(name, dtype):
     x = torch.randn(4, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
     t, s = torch.tensor([1.0, 0.7, 0.4, 0.2], dtype=dtype), torch.tensor([0.6, 0.65, 0.1, 0.0], dtype=dtype)
     noise = Noise.seeded(3, 4)
-    together = S.SOLVERS[name](field, x, t, s, {}, noise)
+    together = SOLVERS[name](field, x, t, s, {}, noise)
     assert together.dtype == dtype
     for i in range(4):
-        alone = S.SOLVERS[name](field, x[i : i + 1], t[i].item(), s[i].item(), {}, Noise(noise.key[i : i + 1]))
+        alone = SOLVERS[name](field, x[i : i + 1], t[i].item(), s[i].item(), {}, Noise(noise.key[i : i + 1]))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5 if dtype == torch.float32 else 1e-9)
 
 
-@pytest.mark.parametrize("name", S.SOLVERS)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_samples_are_independent_of_their_batch(name):
     field = Mixture(P.VP(), [[-1.0], [1.0]], [0.5, 0.4])
-    times, noise = S.LogSNR()(field.path, 7), Noise.seeded(11, 6)
+    times, noise = G.LogSNR()(field.path, 7), Noise.seeded(11, 6)
     z = Noise.seeded(12, 6).normal(1, dtype=f64)
-    whole = S.solve(field, z, times, step=S.SOLVERS[name], noise=noise)
-    part = S.solve(field, z[2:4], times, step=S.SOLVERS[name], noise=Noise(noise.key[2:4]))
+    whole = S.solve(field, z, times, step=SOLVERS[name], noise=noise)
+    part = S.solve(field, z[2:4], times, step=SOLVERS[name], noise=Noise(noise.key[2:4]))
     torch.testing.assert_close(whole[2:4], part, rtol=1e-12, atol=1e-12)
-    assert S.solve(field, z[:0], times, step=S.SOLVERS[name], noise=Noise.seeded(0, 0)).shape == (0, 1)
+    assert S.solve(field, z[:0], times, step=SOLVERS[name], noise=Noise.seeded(0, 0)).shape == (0, 1)
 
 
 def test_project_and_trajectory():
     field = Mixture(P.Linear(), [[-1.0, 0.0], [1.0, 0.5]], [0.5, 0.4])
-    z, times = torch.randn(3, 2, dtype=f64), S.Uniform()(field.path, 4)
+    z, times = torch.randn(3, 2, dtype=f64), G.Uniform()(field.path, 4)
     seen = []
 
     def known(x, s):
@@ -406,30 +408,30 @@ def test_project_and_trajectory():
 
 def test_solve_is_differentiable():
     field, z = gaussian(P.Linear(), 0.0, 0.5), torch.ones(2, 1, dtype=f64, requires_grad=True)
-    S.solve(field, z, S.Uniform()(field.path, 3), step=S.heun).sum().backward()
+    S.solve(field, z, G.Uniform()(field.path, 3), step=S.heun).sum().backward()
     assert (z.grad > 0).all()
 
 
 def test_mistakes_are_one_sentence():
     field, z = gaussian(P.VP(), 0.0, 0.5), torch.ones(2, 1, dtype=f64)
     with pytest.raises(UserError, match="draws noise and was given none"):
-        S.solve(field, z, S.Uniform()(field.path, 3), step=S.Ancestral())
+        S.solve(field, z, G.Uniform()(field.path, 3), step=S.Ancestral())
     with pytest.raises(UserError, match="cannot go from"):
         S.solve(field, z, [0.2, 0.5], step=S.DDIM(1.0), noise=Noise.seeded(0, 2))
     with pytest.raises(UserError, match="eta"):
         S.DDIM(-0.1)
     with pytest.raises(UserError, match="0 steps"):
-        S.Uniform()(field.path, 0)
+        G.Uniform()(field.path, 0)
     with pytest.raises(UserError, match="1 to 1000"):
-        S.Trailing()(P.LinearBetas(), 1001)
+        G.Trailing()(P.LinearBetas(), 1001)
     with pytest.raises(UserError, match="discrete chain"):
-        S.Leading()(P.Linear(), 10)
+        G.Leading()(P.Linear(), 10)
     with pytest.raises(UserError, match="log-SNR is infinite"):
-        S.LogSNR()(P.Linear(), 10)
+        G.LogSNR()(P.Linear(), 10)
     with pytest.raises(UserError, match="no times"):
         S.solve(field, z, [])
 
 
 def test_solvers_and_grids_are_remembered():
-    for thing in (*S.SOLVERS.values(), *S.GRIDS.values(), S.DDIM(0.3), S.Karras(0.1, 3.0, 5.0)):
+    for thing in (*SOLVERS.values(), *G.GRIDS.values(), S.DDIM(0.3), G.Karras(0.1, 3.0, 5.0)):
         assert spec(build(spec(thing))) == spec(thing)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from morphogen.core import Noise, keys
-from morphogen.diffusion.diffusion import ddpm, edm, rectified_flow
+from morphogen.diffusion import ddpm, edm, rectified_flow
 from morphogen.diffusion.path import At
 from morphogen.nets.mlp import MLP
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from morphogen.core import NONE, Noise
+from morphogen.diffusion import grid as G
 from morphogen.diffusion import path as P
 from morphogen.diffusion import solve as S
+from morphogen.diffusion import weight as W
 from morphogen.diffusion.diffusion import Diffusion, Sampler
 from morphogen.diffusion.field import EDM, Eps, Field, V, X
 
@@ -47,7 +49,7 @@ class Given(Noise):
 
 
 def ours(path, kind):
-    return Diffusion(Wavy(), (3,), path, kind, P.Uniform(), Sampler(S.euler, S.Uniform(), 1))
+    return Diffusion(Wavy(), (3,), path, kind, W.Uniform(), Sampler(S.euler, G.Uniform(), 1))
 
 
 def start():
@@ -84,7 +86,7 @@ def test_ddim(table, kind, eta, spacing, n):
     theirs = diffusers.DDIMScheduler(
         num_train_timesteps=T, clip_sample=False, prediction_type=kind, timestep_spacing=spacing, **config
     )
-    grid = {"leading": S.Leading(), "trailing": S.Trailing()}[spacing](path, n)
+    grid = {"leading": G.Leading(), "trailing": G.Trailing()}[spacing](path, n)
     theirs.alphas_cumprod = path.abar
     noise = torch.randn(n, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = follow(theirs, start(), n, eta=lambda i: eta, variance_noise=lambda i: noise[i] if eta else None)
@@ -106,7 +108,7 @@ def test_ddpm(table, kind, variance, v, spacing, n):
         timestep_spacing=spacing,
         **config,
     )
-    grid = {"leading": S.Leading(), "trailing": S.Trailing(), "linspace": S.Linspace()}[spacing](path, n)
+    grid = {"leading": G.Leading(), "trailing": G.Trailing(), "linspace": G.Linspace()}[spacing](path, n)
     theirs.alphas_cumprod = path.abar
     # diffusers draws from a generator, in the order of its steps, for all but the last
     g = torch.Generator().manual_seed(1)
@@ -129,7 +131,7 @@ def test_edm_euler(n):
     for t in theirs.timesteps:
         given = theirs.scale_model_input(states[-1], t)
         states.append(theirs.step(Wavy()(given, {"t": t.expand(4)}), t, states[-1]).prev_sample)
-    for (_, mine), other in zip(S.trajectory(field, x, S.Karras()(path, n)), states, strict=True):
+    for (_, mine), other in zip(S.trajectory(field, x, G.Karras()(path, n)), states, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 
 
@@ -161,7 +163,7 @@ def test_euler_and_heun_in_sigma(scheduler, step):
         states.append(x)
     if step is S.heun:  # their Heun says its predictor, then its result, then a last Euler step
         states = [*states[1::2], states[-1]]
-    walk = S.trajectory(FromEps(path), start().float() * high, S.Karras(low, high)(path, 9), step=step)
+    walk = S.trajectory(FromEps(path), start().float() * high, G.Karras(low, high)(path, 9), step=step)
     next(walk)
     for (_, mine), other in zip(walk, states, strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5 * high)
@@ -170,7 +172,7 @@ def test_euler_and_heun_in_sigma(scheduler, step):
 
 def test_flow_matching_euler():
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=T)
-    times = S.Uniform()(P.Linear(), 7)
+    times = G.Uniform()(P.Linear(), 7)
     theirs.set_timesteps(sigmas=times[:-1].tolist())
     from morphogen.diffusion.field import Velocity
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .diffusion import Diffusion, Sampler, ddpm, edm, rectified_flow
+from .diffusion import Diffusion, Sampler
 from .field import Field, Mixture, gaussian
 from .guide import classified, guided
+from .presets import ddpm, edm, rectified_flow
 
 __all__ = [
     "Diffusion",

@@ -1,19 +1,11 @@
-"""Diffusion, score matching and flow matching: one model, three presets.
+"""Diffusion, score matching and flow matching: one model.
 
     x_t = α(t) x + σ(t) z,   loss = E_t,x,z  w(t) mean_d (F(input x_t, noise, c) − a x − b z)²,   t from a density
 
-With the path, the parametrisation (a, b), the weight w and the density of t this is
-
-    ddpm            discrete chain, ε, steps uniform       Ho, Jain & Abbeel 2020, arXiv 2006.11239
-    edm             α = 1, EDM's F, log σ normal           Karras et al. 2022, arXiv 2206.00364
-    rectified_flow  straight path, velocity, t uniform     Liu et al. 2022, arXiv 2209.03003 (first round)
-
-and sampling is a solver on the field that the net says. Conditions are dropped with probability `drop` (Ho &
-Salimans 2021, arXiv 2207.12598) so that guidance has its unconditional half.
-
-Departures: a chain's process begins at σ_T z (DDPM: at z; σ_T = 0.99998). EDM's net is told 1000 log(σ)/4, so that a
-sinusoidal embedding made for step numbers resolves it (paper: log(σ)/4). Rectified flow samples with 50 Euler steps
-(paper: adaptive RK45).
+With a path, a parametrisation (a, b), a weight w and a density of t this is DDPM, a score SDE, EDM, flow matching …
+(`presets.py` names them), and sampling is a solver on the field that the net says. x and z are independent unless the
+batch brings a `z` of its own (`coupling.py`). Conditions are dropped with probability `drop` (Ho & Salimans 2021, arXiv
+2207.12598) so that guidance has its unconditional half.
 """
 
 from __future__ import annotations
@@ -29,11 +21,13 @@ from ..core import NONE, Batch, Loss, Model, Noise, leaves
 from ..errors import UserError, unknown
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
-from .field import EDM, Cond, Eps, Field, Parametrisation, Velocity, Weight, affine, spread
+from .field import Cond, Eps, Field, Parametrisation, affine, spread
+from .grid import GRIDS, Grid
 from .guide import guided
-from .path import At, Density, Exploding, Linear, LinearBetas, LogNormal, Path, Scalar, Steps
-from .path import Uniform as UniformTime
-from .solve import GRIDS, SOLVERS, Ancestral, Grid, Karras, Step, Trailing, Uniform, euler, heun, solve
+from .path import At, Path, Scalar
+from .solve import Step, solve
+from .solvers import SOLVERS
+from .weight import Density, Weight
 
 
 class Sampler(Remembers):
@@ -85,7 +79,7 @@ class Diffusion(Model, Field):
             )
         noise = Noise(batch["key"])
         at = At(self.path, self.density(noise, self.path, x.dtype))
-        z = noise.normal(*x.shape[1:], dtype=x.dtype)
+        z = batch["z"] if "z" in batch else noise.normal(*x.shape[1:], dtype=x.dtype)
         x_t = affine(spread(at.alpha, x), x, spread(at.sigma, x), z)
         cond = batch.get("cond") or NONE
         F = self._net(x_t, at, drop_conditions(cond, self.drop, noise) if cond else cond)
@@ -165,37 +159,3 @@ def _named(kind: str, wish: Any, known: Mapping[str, Any], own: Any) -> Any:
             raise unknown(kind, wish, known)
         return known[wish]
     return own if wish is None else wish
-
-
-# ---- presets: `scale` is 1000 for nets with sinusoids, which are made for step numbers; 1 for nets that read t bare --
-
-
-def ddpm(
-    net: nn.Module, shape: tuple[int, ...], *, steps: int = 1000, scale: float = 1000.0, drop: float = 0.1
-) -> Diffusion:
-    """DDPM: β from 1e-4 to 0.02, ε, the simple loss; samples by the whole chain with variance β̃.
-
-    steps: of the chain; with another number than 1000 β is 1000 / steps times as large (at most 0.999), so that the
-    chain ends in noise all the same (Nichol & Dhariwal 2021).
-    `cond["t"]` is scale · i / steps, the step index i of a chain of 1000.
-    """
-    path = LinearBetas(0.1 / steps, min(20 / steps, 0.999), steps)
-    sampler = Sampler(Ancestral(), Trailing(), steps)
-    return Diffusion(net, shape, path, Eps(scale), Steps(steps), sampler, drop=drop)
-
-
-def edm(
-    net: nn.Module, shape: tuple[int, ...], *, sigma_data: float = 0.5, scale: float = 1000.0, drop: float = 0.1
-) -> Diffusion:
-    """EDM: σ from 0.002 to 80, log σ ~ N(−1.2, 1.2²) in training; samples by Heun on Karras' grid, 18 steps, 35
-    evaluations. sigma_data is the data's standard deviation.
-
-    `cond["t"]` is scale · log(σ) / 4.
-    """
-    parametrisation, sampler = EDM(sigma_data, scale), Sampler(heun, Karras(), 18)
-    return Diffusion(net, shape, Exploding(), parametrisation, LogNormal(), sampler, drop=drop)
-
-
-def rectified_flow(net: nn.Module, shape: tuple[int, ...], *, scale: float = 1000.0, drop: float = 0.1) -> Diffusion:
-    """Rectified flow: straight path, velocity, t uniform; samples by 50 Euler steps. `cond["t"]` is scale · t."""
-    return Diffusion(net, shape, Linear(), Velocity(scale), UniformTime(), Sampler(euler, Uniform(), 50), drop=drop)

@@ -300,30 +300,3 @@ class EDM(Parametrisation):
         if isinstance(r, Tensor):
             return r.clamp(1e-6, 1e6).log() * (self.scale / 4)  # finite at both ends
         return math.log(min(max(r, 1e-6), 1e6)) * (self.scale / 4)
-
-
-# ---- weights -------------------------------------------------------------------------------------------------------
-
-
-class Weight(Remembers, ABC):
-    """A factor (B,) on the squared error of F. None at all is each paper's own choice: DDPM's simple loss for `Eps`,
-    EDM's λ(σ) for `EDM`, flow matching for `Velocity`.
-    """
-
-    @abstractmethod
-    def __call__(self, at: At, parametrisation: Parametrisation) -> Scalar:
-        """The factor at these times."""
-
-
-class MinSNR(Weight):
-    """min(SNR, γ) on the squared error of x̂ (Hang et al. 2023, arXiv 2303.09556)."""
-
-    def __init__(self, gamma: float = 5.0) -> None:
-        self.gamma = gamma
-
-    def __call__(self, at: At, parametrisation: Parametrisation) -> Scalar:
-        """min(α²/σ², γ) out², written for both ends: the error of x̂ is `out` times that of F."""
-        out = parametrisation.x(at)[1]
-        r = over(at.alpha, at.sigma, self.gamma**0.5)
-        snr = r * r
-        return (snr.clamp(max=self.gamma) if isinstance(snr, Tensor) else min(snr, self.gamma)) * out * out

@@ -25,7 +25,6 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core import Noise
 from ..errors import UserError
 from ..spec import Remembers
 
@@ -329,57 +328,3 @@ class ZeroTerminal(Chain):
 
 def _abar(betas: Tensor) -> Tensor:
     return (1 - betas).cumprod(0)
-
-
-# ---- where in time a net is trained --------------------------------------------------------------------------------
-
-
-class Density(Remembers, ABC):
-    """The law of the times t (B,) at which a net is trained."""
-
-    @abstractmethod
-    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
-        """One time per key of `noise` (B,)."""
-
-
-class Uniform(Density):
-    """t uniform on [low, high]."""
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
-        u = noise.uniform(dtype=dtype)
-        return u if (self.low, self.high) == (0.0, 1.0) else self.low + (self.high - self.low) * u
-
-
-class Steps(Density):
-    """t uniform on the T times 1/T, 2/T, …, 1 of a discrete chain: DDPM's law."""
-
-    def __init__(self, steps: int = 1000) -> None:
-        self.steps = steps
-
-    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
-        return (noise.integers(self.steps) + 1).to(dtype) / self.steps
-
-
-class LogNormal(Density):
-    """log(σ/α) normal: EDM's law (Karras et al. 2022, table 1: −1.2, 1.2)."""
-
-    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        self.mean, self.std = mean, std
-
-    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
-        t = path.time((noise.normal(dtype=dtype) * self.std + self.mean).exp())
-        assert isinstance(t, Tensor)
-        return t
-
-
-class LogitNormal(Density):
-    """Logit of t normal (Esser et al. 2024, arXiv 2403.03206: 0, 1)."""
-
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self.mean, self.std = mean, std
-
-    def __call__(self, noise: Noise, path: Path, dtype: torch.dtype) -> Tensor:
-        return (noise.normal(dtype=dtype) * self.std + self.mean).sigmoid()

@@ -29,7 +29,7 @@ def digits_diffusion(
     from ..average import EMA
     from ..data.digits import Digits, space
     from ..data.source import Shuffled
-    from ..diffusion.diffusion import Diffusion, ddpm, edm, rectified_flow
+    from ..diffusion import Diffusion, ddpm, edm, rectified_flow
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
     from ..nets.unet import UNet
