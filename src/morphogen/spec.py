@@ -58,8 +58,10 @@ def arguments(obj: Remembers) -> dict[str, Any]:
     """The arguments that `obj` was made with, defaults included, by name."""
     args, kwargs = obj.__dict__["_call"]
     bound = inspect.signature(type(obj).__init__).bind(obj, *args, **kwargs)
+    given = set(bound.arguments)  # what *rest and **rest got nothing for is no argument
     bound.apply_defaults()
-    return dict(list(bound.arguments.items())[1:])
+    rest = {p.name for p in bound.signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {name: value for name, value in list(bound.arguments.items())[1:] if name in given or name not in rest}
 
 
 # ---- object -> graph -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ batch brings a `z` of its own (`coupling.py`). Conditions are dropped with proba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
 from .field import Cond, Eps, Field, Parametrisation, affine, spread
 from .grid import GRIDS, Grid
-from .guide import guided
+from .guide import autoguided, guided, rescaled, thresholded
 from .path import At, Path, Scalar
-from .solve import Step, solve
+from .solve import Step, trajectory
 from .solvers import SOLVERS
 from .weight import Density, Weight
 
@@ -114,20 +114,32 @@ class Diffusion(Model, Field):
         noise: Noise | None = None,
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
+        weak: Field | None = None,
+        rescale: float = 0.0,
+        threshold: float | None = None,
         steps: int | None = None,
         solver: Step | str | None = None,
         grid: Grid | str | None = None,
+        watch: Callable[[float, Tensor], None] = lambda t, x: None,
     ) -> Tensor:
         """Samples (n, *shape), differentiable in weights and conditions.
 
-        cond:     conditions (n, ...), such as {"label": (n,)}.
-        noise:    keyed noise of n samples; without it keys come from torch's default generator.
-        guidance: classifier-free guidance at times in `interval`; 1 is none.
-        steps, solver, grid: instead of the model's own; solver and grid may be named ("heun", "karras").
+        cond: conditions (n, ...), such as {"label": (n,)}.
+        noise: keyed noise of n samples; without it keys come from torch's default generator.
+        guidance: weight of the pull towards the conditions, and away from their absence or from those in
+            `cond["negative"]`; 1 is none.
+        interval: the times at which guidance pulls.
+        weak: a worse model of the same preset, to be pulled away from instead (autoguidance).
+        rescale: share by which a guided guess is brought back to its own contrast, 0 to 1.
+        threshold: quantile of dynamic thresholding, such as 0.995, for data in [-1, 1]; without it there is none.
+        steps: number of steps, instead of the model's own.
+        solver: instead of the model's own, an object or its name in `solvers.py`, such as heun or ddim.
+        grid: of times, instead of the model's own, an object or its name in `grid.py`, such as karras or uniform.
+        watch: told every state on the way, as watch(t, x (n, *shape)).
         Raises UserError for conditions of another number, unknown names, and guidance that was not trained for.
         """
         cond = cond or NONE
-        self._check(n, cond, guidance, noise)
+        self._check(n, cond, guidance if weak is None and "negative" not in cond else 1.0, noise)
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
@@ -137,8 +149,63 @@ class Diffusion(Model, Field):
         times = _named("grid", grid, GRIDS, self.sampler.grid)(
             self.path, self.sampler.steps if steps is None else steps
         )
-        z = noise.normal(*self.shape, dtype=like.dtype).to(like.device) * self.path.sigma(1.0)
-        return solve(guided(self, guidance, interval=interval), z, times, step=stepper, cond=cond, noise=noise)
+        field: Field = self
+        if weak is not None:
+            field = autoguided(self, weak, guidance, interval=interval)
+        else:
+            field = guided(self, guidance, interval=interval)
+        field = rescaled(field, rescale)
+        if threshold is not None:
+            field = thresholded(field, threshold)
+        x = noise.normal(*self.shape, dtype=like.dtype).to(like.device) * self.path.sigma(1.0)
+        for t, x in trajectory(field, x, times, step=stepper, cond=cond, noise=noise):  # noqa: B020
+            watch(t, x)
+        return x
+
+    def log_prob(
+        self,
+        x: Float[Tensor, " b *shape"],
+        cond: Cond | None = None,
+        *,
+        noise: Noise | None = None,
+        divergence: Divergence | str | None = None,
+        integrator: Integrator | None = None,
+        low: float | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The log-density (B,) of the probability flow, nats: see `likelihood.log_density`.
+
+        With Hutchinson's divergence (by default above 16 coordinates) an unbiased estimate, a function of x alone
+        unless `noise` is given. divergence may be named: "exact", "hutchinson", "gaussian".
+        """
+        cond = cond or NONE
+        self._check_density(x, cond, noise)
+        named = _named("divergence", divergence, DIVERGENCES, None)
+        return log_density(self, x, cond, noise=noise, divergence=named, integrator=integrator, low=low)
+
+    def elbo(
+        self,
+        x: Float[Tensor, " b *shape"],
+        cond: Cond | None = None,
+        *,
+        noise: Noise | None = None,
+        evaluations: int = 64,
+        decoder: Decoder | None = None,
+        low: float | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The variational bound (B,) of the reverse diffusion's log-density, nats: see `likelihood.bound`.
+
+        An unbiased estimate from evaluations + 1 of the net, a function of x alone unless `noise` is given.
+        """
+        cond = cond or NONE
+        self._check_density(x, cond, noise)
+        return bound(self, x, cond, noise=noise, evaluations=evaluations, decoder=decoder, low=low)
+
+    def _check_density(self, x: Tensor, cond: Cond, noise: Noise | None) -> None:
+        if x.shape[1:] != self.shape:
+            raise UserError(
+                f"x is {tuple(x.shape[1:])} a sample, and this model's density is over floats of shape {self.shape}."
+            )
+        self._check(len(x), cond, 1.0, noise)
 
     def _check(self, n: int, cond: Cond, guidance: float, noise: Noise | None) -> None:
         for name, c in leaves(cond):
