@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morphogen.core import NONE, LogProb, Noise, Samples, can, each, keys
+from morphogen.data.augment import Flip, Shift, Warp
 from morphogen.diffusion.field import Field
 from morphogen.diffusion.guide import classified
 from morphogen.diffusion.path import VP, Exploding, Linear, Path
@@ -18,7 +19,7 @@ from morphogen.diffusion.weight import Uniform
 from morphogen.errors import UserError
 from morphogen.nets.resnet import Reader, ResNet, SpeedNet, Whitening
 from morphogen.spec import build, spec
-from morphogen.supervised import Classifier, Flip, Shift, Warp
+from morphogen.supervised import Classifier
 from morphogen.supervised.classifier import STEPS
 
 

@@ -6,6 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .augment import Augmented as Augmented
+    from .augment import Dequantise as Dequantise
+    from .augment import Flip as Flip
+    from .augment import Perturbed as Perturbed
+    from .augment import Shift as Shift
+    from .augment import Warp as Warp
     from .cifar10 import CIFAR10 as CIFAR10
     from .densities import Arcs as Arcs
     from .densities import Checkerboard as Checkerboard
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from .table import show as show
 
 _HOMES = {
+    "augment": ("Augmented", "Dequantise", "Flip", "Perturbed", "Shift", "Warp"),
     "cifar10": ("CIFAR10",),
     "densities": (
         *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),

@@ -15,12 +15,13 @@ def cifar_classifier(width: int = 64, epochs: float = 8.0, batch: int = 500, lr:
     width: channels of the first block; the others have four times as many. epochs: passes over the data. batch:
     pictures a step. lr: the largest learning rate.
     """
+    from ..data.augment import Flip, Shift
     from ..data.cifar10 import CIFAR10, space
     from ..data.source import Shuffled
     from ..heldout import HeldOut
     from ..nets.resnet import SpeedNet
     from ..optim import AdamW, Triangle
-    from ..supervised import Classifier, Flip, Shift
+    from ..supervised import Classifier
     from ..train import Trainer
 
     net = SpeedNet(3, 10, (width, 4 * width, 4 * width))

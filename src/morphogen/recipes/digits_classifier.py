@@ -15,12 +15,13 @@ def digits_classifier(width: int = 32, epochs: int = 30, batch: int = 128, lr: f
     width: channels at full resolution (four times as many features). epochs: passes over the data. batch: images a
     step. lr: the largest learning rate.
     """
+    from ..data.augment import Shift, Warp
     from ..data.digits import Digits, space
     from ..data.source import Shuffled
     from ..heldout import HeldOut
     from ..nets.resnet import ResNet
     from ..optim import AdamW, Triangle
-    from ..supervised import Classifier, Shift, Warp
+    from ..supervised import Classifier
     from ..train import Trainer
 
     net = ResNet(1, 10, width, multipliers=(1, 2, 4))

@@ -15,12 +15,13 @@ def mnist_classifier(width: int = 24, epochs: float = 4.0, batch: int = 512, lr:
     width: channels of the first block; the others have two and four times as many. epochs: passes over the data.
     batch: images a step. lr: the largest learning rate.
     """
+    from ..data.augment import Shift
     from ..data.mnist import MNIST, space
     from ..data.source import Shuffled
     from ..heldout import HeldOut
     from ..nets.resnet import SpeedNet
     from ..optim import AdamW, Triangle
-    from ..supervised import Classifier, Shift
+    from ..supervised import Classifier
     from ..train import Trainer
 
     net = SpeedNet(1, 10, (width, 2 * width, 4 * width))

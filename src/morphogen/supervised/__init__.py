@@ -1,6 +1,5 @@
-"""Models that read: the classifier, its augmentations, and how it serves as judge, feature extractor and guide."""
+"""Models that read: the classifier, and how it serves as judge, feature extractor and guide."""
 
-from .augment import Augmentation, Flip, Shift, Warp
 from .classifier import Classifier
 
-__all__ = ["Augmentation", "Classifier", "Flip", "Shift", "Warp"]
+__all__ = ["Classifier"]

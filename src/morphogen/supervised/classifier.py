@@ -14,7 +14,7 @@ Departure from Dhariwal & Nichol: the input is scaled to the order of the data, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from ..core import NONE, Batch, Loss, Model, Noise, size
 from ..errors import UserError
 from ..nets.resnet import Reader
-from .augment import Augmentation
 
 STEPS = 1000.0  # the net is told 1000 t: sinusoids are made for step numbers
 
@@ -60,7 +59,7 @@ class Classifier(Model):
         net: Reader,
         *,
         smoothing: float = 0.0,
-        augment: tuple[Augmentation, ...] = (),
+        augment: tuple[Callable[[Tensor, Noise], Tensor], ...] = (),
         path: Noising | None = None,
         times: Times | None = None,
     ) -> None:

@@ -1,25 +1,31 @@
-"""Augmentation of images as a function of each sample's key: the same for any batch size, order or rank.
+"""Augmentation as a function of each sample's key: the same for any batch size, order or rank.
 
-Each is called with images x (B, C, H, W) and the batch's `Noise`, and returns images of the same shape; row i depends
-on x[i] and key i alone. `fill` is the background's value, which comes in at the edges; None mirrors the image there.
+Each is called with x (B, ...), images (B, C, H, W) where it moves pixels, and the batch's `Noise`, and returns x of the
+same shape; row i depends on x[i] and key i alone. `fill` is the background's value, which comes in at the edges; None
+mirrors the image there. `Augmented` applies them to what a source gives, `Perturbed` to items, always alike.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Noise
+from ..core import Batch, Items, Loss, Model, Noise, Place, Source, State, keys
 from ..errors import UserError
 from ..spec import Remembers
+
+_AUGMENT, _PERTURB = 0xA6E7, 0x9E27  # keys of what is done in training, and to fixed items: never the losses' own
 
 
 @runtime_checkable
 class Augmentation(Protocol):
+    """A change of x (B, ...) by keyed noise."""
+
     def __call__(self, x: Tensor, noise: Noise) -> Tensor: ...
 
 
@@ -87,3 +93,69 @@ class Warp(Remembers):
         if self.fill is None:
             return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
         return F.grid_sample(x - self.fill, grid, padding_mode="zeros", align_corners=False) + self.fill
+
+
+class Dequantise(Remembers):
+    """Spreads each value uniformly over its cell of side 2 / (levels - 1), so that levels on [-1, 1] have a density.
+
+    The log-density of what comes out, averaged, is at most the log-probability of the levels less the log of the cell's
+    volume (Theis, van den Oord & Bethge 2016, "A note on the evaluation of generative models", arXiv:1511.01844).
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        if levels < 2:
+            raise UserError(f"Dequantise was given {levels} levels: give the number of values of x, at least 2.")
+        self.levels = levels
+
+    def __call__(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, " b *shape"]:
+        u = noise.uniform(*x.shape[1:], dtype=x.dtype)
+        return x + (u - 0.5) * (2 / (self.levels - 1))
+
+
+# ---- where they are applied ----------------------------------------------------------------------------------------
+
+
+class Augmented(Remembers):
+    """A source whose x are augmented, anew each time that an item comes; a `Source`."""
+
+    def __init__(self, source: Source, augment: tuple[Augmentation, ...]) -> None:
+        self.source, self.augment = source, tuple(augment)
+
+    def start(self, place: Place) -> None:
+        """Take one's place among the ranks, at the beginning of the stream."""
+        self.source.start(place)
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """The source's next batch, augmented."""
+        batch = self.source.next(actor, heard)
+        return {**batch, "x": _changed(batch["x"], self.augment, keys(batch["key"], _AUGMENT))}
+
+    def state(self) -> State:
+        """The source's own: what is done to a sample follows from its key."""
+        return self.source.state()
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        self.source.restore(state)
+
+
+class Perturbed(Remembers):
+    """Items whose x are augmented, each always in the same way; `Items`, for held-out data."""
+
+    def __init__(self, items: Items, augment: tuple[Augmentation, ...]) -> None:
+        self.items, self.augment = items, tuple(augment)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, index: Tensor) -> dict[str, Any]:
+        """The items `index` (B,), augmented."""
+        batch = self.items.take(index)
+        return {**batch, "x": _changed(batch["x"], self.augment, keys(index.to(batch["x"].device), _PERTURB))}
+
+
+def _changed(x: Tensor, augment: tuple[Augmentation, ...], key: Tensor) -> Tensor:
+    noise = Noise(key)
+    for change in augment:
+        x = change(x, noise)
+    return x
