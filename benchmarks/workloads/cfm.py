@@ -1,8 +1,11 @@
-"""Flow matching on 2-D moons, an MLP of 4 layers of 256: training steps and samples by 100 Euler steps.
+"""Flow matching on 2-D moons, an MLP of 4 layers of 256: training steps, those with exact minibatch optimal transport,
+and samples by 100 Euler steps.
 
 Ours is `rectified_flow` through the Trainer (keyed order and noise, log, NaN watch); the peers' losses stand in a bare
 loop. All have the same net and fused AdamW. Ours has data at t = 0 and a velocity towards noise, the peers have data
 at t = 1 and a velocity towards data: the check turns the weights round, and compares loss and gradient on our draws.
+With optimal transport it compares the cost of the plan too. There torchcfm draws pairs of its plan with replacement, as
+its paper does, and plans in the step; ours uses each pair of the plan once, and plans beside the step.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ REG = Registry(
         ("morphogen", "flow_matching", None),
         ("morphogen", "plain", None),
         ("morphogen sampler", "plain", None),
+        ("morphogen OT", "torchcfm OT", None),
     ],
 )
 CONFIG = {"batch": BATCH, "width": WIDTH, "drawn": DRAWN, "optim": "AdamW fused", "euler steps": STEPS}
@@ -65,19 +69,22 @@ def turned(w: list[Any]) -> list[Any]:
 
 
 def morphogen(part: str) -> Work:
-    """Ours, training or sampling, a worker each: a second thread that computes beside the Trainer's brings a second
-    pool of OpenMP threads, and with more threads than cores both wait asleep instead of awake (1.4 times slower).
+    """Ours, training, training with optimal transport or sampling, a worker each: a second thread that computes beside
+    the Trainer's brings a second pool of OpenMP threads, and with more threads than cores both wait asleep instead of
+    awake (1.4 times slower).
     """
     import torch
 
-    from morphogen.core import Loss, Model, Noise, keys
+    from morphogen.core import Loss, Model, Noise, Source, keys
     from morphogen.data.items import Tensors
     from morphogen.data.source import Shuffled
     from morphogen.diffusion import Diffusion, rectified_flow
+    from morphogen.diffusion.coupling import OptimalTransport, assign
     from morphogen.experiment import Data
     from morphogen.hooks import Voice
     from morphogen.nets.mlp import MLP
     from morphogen.optim import AdamW
+    from morphogen.spec import Remembers
     from morphogen.train import Trainer
 
     x = moons()
@@ -89,19 +96,27 @@ def morphogen(part: str) -> Work:
                 p.copy_(w)
         return model
 
-    class Gated(Shuffled):
-        """The usual source, which stands still between slices."""
+    class Gated(Remembers):
+        """A source which stands still between slices."""
 
-        def next(self, actor: Model | None = None, heard: Mapping[str, Loss] | None = None) -> Any:
+        def __init__(self, source: Source) -> None:
+            self.start, self.state, self.restore = source.start, source.state, source.restore
+            self.source = source
+
+        def next(self, actor: Model, heard: Mapping[str, Loss]) -> Any:
             gate.step()
-            return super().next(actor, heard)
+            return self.source.next(actor, heard)
 
     def check() -> Check:
         model, key = fresh(), keys(torch.arange(BATCH), 7)
         noise = Noise(key)
         t, z = model.density(noise, model.path, x.dtype), noise.normal(2, dtype=x.dtype)
         torch.stack([t, *z.T, *x[:BATCH].T]).numpy().tofile(shared() / "draws")
-        loss = model.loss({"x": x[:BATCH], "key": key}).value
+        batch, cost = {"x": x[:BATCH], "key": key}, {}
+        if part == "OT":
+            batch["z"] = z[torch.from_numpy(assign(batch["x"], z))]
+            cost = {"cost": [(batch["x"] - batch["z"]).square().sum(1).mean().item()]}
+        loss = model.loss(batch).value
         assert isinstance(loss, torch.Tensor)
         loss.backward()
         # seen from the peers' side: their bias feeds our bias alone, their time column our bias and our time column
@@ -109,11 +124,14 @@ def morphogen(part: str) -> Work:
         first = g[0].clone()
         first[:, 2] = g[1] - g[0][:, 2]
         told = [first, g[1], *g[2:-2], -g[-2], -g[-1]]
-        return {"loss": [loss.item()]} | {f"gradient {i}": v.flatten()[::7].tolist() for i, v in enumerate(told)}
+        return {"loss": [loss.item()], **cost} | {
+            f"gradient {i}": v.flatten()[::7].tolist() for i, v in enumerate(told)
+        }
 
     def train() -> None:
         trainer = Trainer(10**9, optim=AdamW(LR), log_every=50, save_every=10**9)
-        source = Gated(Tensors(x), BATCH)
+        source: Source = Shuffled(Tensors(x), BATCH)
+        source = Gated(OptimalTransport(source, workers=1) if part == "OT" else source)
         trainer.fit(model, Data(source), run=tempfile.mkdtemp(), device="cpu", voice=Voice())
 
     @torch.no_grad()
@@ -126,20 +144,24 @@ def morphogen(part: str) -> Work:
         "sample": Metric(sample, "samples/s", DRAWN, warmup=2),
     }
     return Work(
-        {part: metrics[part]},
+        {"train" if part == "OT" else part: metrics["train" if part == "OT" else part]},
         CONFIG | {"params": nparams(model)},
         ("torch", "morphogen"),
         check=check,
-        main=train if part == "train" else None,
+        main=None if part == "sample" else train,
     )
 
 
 def losses(which: str) -> Callable[[Any, Any, Any, Any], Any]:
     """A peer's loss of (net, data, noise, time)."""
-    if which == "torchcfm":
-        from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+    if which in ("torchcfm", "torchcfm OT"):
+        from torchcfm.conditional_flow_matching import (
+            ConditionalFlowMatcher,
+            ExactOptimalTransportConditionalFlowMatcher,
+        )
 
-        matcher = ConditionalFlowMatcher(sigma=0.0)
+        kinds = {"torchcfm": ConditionalFlowMatcher, "torchcfm OT": ExactOptimalTransportConditionalFlowMatcher}
+        matcher = kinds[which](sigma=0.0)
 
         def torchcfm(net: Any, x1: Any, x0: Any, t: Any) -> Any:
             t, x_t, u = matcher.sample_location_and_conditional_flow(x0, x1, t=t)
@@ -205,16 +227,23 @@ def peer(which: str) -> Work:
 
     def check() -> Check:
         t, z0, z1, x0, x1 = torch.from_numpy(np.fromfile(shared() / "draws", np.float32).reshape(5, BATCH))
-        fresh = Net()
-        loss = loss_of(fresh, torch.stack([x0, x1], 1), torch.stack([z0, z1], 1), 1 - t)
+        fresh, data, noise, cost = Net(), torch.stack([x0, x1], 1), torch.stack([z0, z1], 1), {}
+        if which == "torchcfm OT":  # its plan, each pair once
+            from torchcfm.optimal_transport import OTPlanSampler
+
+            noise = noise[torch.from_numpy(OTPlanSampler("exact").get_map(noise, data).argmax(0))]
+            cost = {"cost": [(data - noise).square().sum(1).mean().item()]}
+        loss = losses(which.removesuffix(" OT"))(fresh, data, noise, 1 - t)
         loss.backward()
         grads = {f"gradient {i}": p.grad.flatten()[::7].tolist() for i, p in enumerate(fresh.parameters())}
-        return {"loss": [loss.item()]} | grads
+        return {"loss": [loss.item()], **cost} | grads
 
     metrics = {"train": Metric(train, "steps/s", 50, warmup=2)}
     if which == "plain":
         metrics["sample"] = Metric(sample, "samples/s", DRAWN, warmup=2)
-    versions = {"torchcfm": ("torchcfm",), "flow_matching": ("flow-matching",)}.get(which, ())
+    versions = {"torchcfm": ("torchcfm",), "torchcfm OT": ("torchcfm", "POT"), "flow_matching": ("flow-matching",)}.get(
+        which, ()
+    )
     return Work(metrics, CONFIG | {"params": nparams(net)}, ("torch", *versions), check=check)
 
 
@@ -223,3 +252,5 @@ REG.add("morphogen sampler", functools.partial(morphogen, "sample"), smoke=True)
 REG.add("plain", functools.partial(peer, "plain"), smoke=True)
 REG.add("torchcfm", functools.partial(peer, "torchcfm"))
 REG.add("flow_matching", functools.partial(peer, "flow_matching"))
+REG.add("morphogen OT", functools.partial(morphogen, "OT"), "OT", smoke=True)
+REG.add("torchcfm OT", functools.partial(peer, "torchcfm OT"), "OT")

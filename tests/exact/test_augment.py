@@ -1,4 +1,4 @@
-"""Augmented sources and perturbed items: by key, anew or always alike, and dequantisation as its theorem says."""
+"""Augmented sources: by key, anew each time; and dequantisation as its theorem says."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from morphogen import UserError
-from morphogen.core import Items, Model, Noise, Place, Source, keys
-from morphogen.data.augment import Augmented, Dequantise, Flip, Perturbed, Shift
+from morphogen.core import Model, Noise, Place, Source, keys
+from morphogen.data.augment import Augmented, Dequantise, Flip, Shift
 from morphogen.data.items import Tensors
-from morphogen.data.source import Shuffled, in_order
+from morphogen.data.source import Shuffled
 from morphogen.spec import build, spec
 
 IDLE = Model()
@@ -30,7 +30,6 @@ def started(batch: int, seed: int = 3) -> Augmented:
 
 def test_they_are_what_they_say() -> None:
     assert isinstance(started(3), Source)
-    assert isinstance(Perturbed(pictures(), ()), Items)
     made = Augmented(Shuffled(pictures(), 3), (Dequantise(16),))
     with pytest.raises(UserError):  # a bare tensor cannot be written down, and says so, from inside as well
         spec(made)
@@ -65,16 +64,6 @@ def test_resume() -> None:
     later = started(3)
     later.restore(stopped.state())
     assert torch.equal(straight.next(IDLE, {})["x"], later.next(IDLE, {})["x"])
-
-
-def test_items_are_always_perturbed_alike() -> None:
-    items = Perturbed(pictures(), (Dequantise(),))
-    assert len(items) == 7
-    whole = items.take(torch.arange(7))["x"]
-    for index in ([6], [2, 2, 0], []):
-        assert torch.equal(items.take(torch.tensor(index, dtype=torch.long))["x"], whole[index])
-    batches = torch.cat([b["x"] for b in in_order(items, 3, seed=5)])
-    assert torch.equal(batches, whole)
 
 
 @pytest.mark.parametrize("levels", [2, 16, 256])

@@ -16,10 +16,21 @@ from morphogen.diffusion import path as P
 from morphogen.diffusion import weight as W
 from morphogen.diffusion.diffusion import Diffusion, Sampler
 from morphogen.diffusion.grid import Uniform
-from morphogen.diffusion.solve import euler
+from morphogen.diffusion.solve import euler, rk4, trajectory
 
-PATHS = [P.Linear(), P.Cosine(), P.VP(), P.Exploding(), P.LinearBetas(), P.ZeroTerminal(P.ScaledLinearBetas())]
-KINDS = [F.X(), F.Eps(), F.V(), F.Velocity(), F.EDM(0.5), F.EDM(2.0)]
+f64 = torch.float64
+PATHS = [
+    P.Linear(),
+    P.Linear(0.01),
+    P.Cosine(),
+    P.VP(),
+    P.SubVP(),
+    P.VE(),
+    P.Exploding(),
+    P.LinearBetas(),
+    P.ZeroTerminal(P.ScaledLinearBetas()),
+]
+KINDS = [F.X(), F.Eps(), F.V(), F.Velocity(), F.EDM(0.5), F.EDM(2.0), F.Eps(1.0, 0.7)]
 TIMES = [1e-3, 0.1, 0.5, 0.93, 1.0]
 
 
@@ -98,7 +109,7 @@ def test_coefficients_solve_the_two_equations(path, kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("kind", [F.X(), F.Eps(), F.V(), F.Velocity(), F.EDM()], ids=name)
-@pytest.mark.parametrize("path", [P.Linear(), P.Cosine(), P.Exploding(), P.LinearBetas(), PATHS[-1]], ids=name)
+@pytest.mark.parametrize("path", [p for p in PATHS if not isinstance(p, P.VP)], ids=name)
 def test_both_ends_are_finite_and_right(path, kind, tensor, dtype):
     x, z = torch.randn(2, 3, 2, dtype=dtype, generator=torch.Generator().manual_seed(0)).unbind()
     for t in (0.0, 1.0):
@@ -116,10 +127,94 @@ def test_both_ends_are_finite_and_right(path, kind, tensor, dtype):
         close = {"rtol": 1e-3 if dtype == torch.float32 else 1e-7, "atol": 1e-4 if dtype == torch.float32 else 1e-9}
         if not (isinstance(kind, F.Eps) and path.alpha(t) < 1e-9):  # the one thing that is not known
             torch.testing.assert_close(views[1.0], x, **close)
-        if isinstance(kind, F.X) and t == 0:
+        if isinstance(kind, F.X) and path.sigma(t) == 0:
             assert (views[0.0] == 0).all()  # the limit of E[z | x_t] for a smooth density
         else:
             torch.testing.assert_close(views[0.0], z, **close)
+
+
+def says(kind, at, x, z):
+    """F* = a x + b z, the target itself."""
+    a, b = kind.target(at)
+    return F.affine(F.spread(a, x), x, F.spread(b, x), z)
+
+
+def unknown(path, t, given, wanted):
+    """What no algebra can know: ε from x at clean data, x from ε in pure noise, and what is infinite."""
+    if isinstance(given, F.X) and path.sigma(t) == 0 and not isinstance(wanted, F.X):
+        return True
+    if isinstance(given, F.Eps) and path.alpha(t) < 1e-12 and not isinstance(wanted, F.Eps):
+        return True
+    return math.isinf(path.dsigma(t)) and isinstance(given, F.Velocity)
+
+
+@pytest.mark.parametrize("wanted", KINDS, ids=name)
+@pytest.mark.parametrize("given", KINDS, ids=name)
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_every_kind_of_net_becomes_every_other(path, given, wanted):
+    """Every ordered pair, at both ends, next to them and between; values, dtypes and gradients."""
+    g = torch.Generator().manual_seed(4)
+    middle = torch.rand(3, dtype=f64, generator=g).tolist()
+    for t in (0.0, 1e-5, *middle, 1 - 1e-5, 1.0):
+        if math.isinf(path.dsigma(t)) and isinstance(wanted, F.Velocity):
+            continue
+        for dtype in (torch.float32, f64) if t in (0.0, 1.0, *middle) else (f64,):
+            x, z = torch.randn(2, 3, 2, dtype=dtype, generator=g).unbind()
+            for time in (t, torch.full((3,), t, dtype=dtype)):
+                at = P.At(path, time)
+                x_t = (F.spread(at.alpha, x) * x + F.spread(at.sigma, x) * z).requires_grad_()
+                if math.isinf(path.dsigma(t)) and isinstance(given, F.Velocity):
+                    said = torch.randn(3, 2, dtype=dtype, generator=g).requires_grad_()
+                else:
+                    said = says(given, at, x, z).requires_grad_()
+                got = F.convert(said, x_t, at, given, wanted)
+                assert got.dtype == dtype
+                assert got.isfinite().all()
+                grads = torch.autograd.grad(got.sum() + 0 * (said.sum() + x_t.sum()), (said, x_t))
+                assert all(v.isfinite().all() for v in grads)
+                if unknown(path, t, given, wanted):
+                    continue
+                exact = says(wanted, at, x, z)
+                scale = exact.abs().max().item() + 1
+                rtol = 2e-3 if dtype == torch.float32 else 1e-7  # Eps on a chain's end knows x to 1 in 1e-5 or so
+                torch.testing.assert_close(got.detach(), exact, rtol=rtol, atol=rtol * scale)
+                back = F.convert(got, x_t, at, wanted, given)
+                if not unknown(path, t, wanted, given):
+                    torch.testing.assert_close(
+                        back, said, rtol=10 * rtol, atol=10 * rtol * (said.abs().max() + 1).item()
+                    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_a_kind_becomes_itself_unchanged(kind):
+    for path in PATHS:
+        for t in (0.0, 0.3, 1.0):
+            skip, out = kind.mix(P.At(path, t), *kind.target(P.At(path, t)))
+            if not unknown(path, t, kind, kind):
+                assert (skip, out) == pytest.approx((0, 1), abs=1e-9)
+
+
+def test_what_is_not_known_counts_as_nothing():
+    """X at clean data says ε = 0 (the limit for a smooth density), Eps in pure noise x = 0."""
+    x_t, said = torch.randn(2, 4, 2, dtype=f64, generator=torch.Generator().manual_seed(0)).unbind()
+    data, noise = P.At(P.Linear(), 0.0), P.At(P.Linear(), 1.0)
+    assert (F.convert(said, x_t, data, F.X(), F.Eps()) == 0).all()
+    torch.testing.assert_close(F.convert(said, x_t, data, F.X(), F.Velocity()), -said)
+    assert (F.convert(said, x_t, noise, F.Eps(), F.X()) == 0).all()
+    torch.testing.assert_close(F.convert(said, x_t, noise, F.Eps(), F.Velocity()), said)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_the_inputs_are_at_unit_variance_where_they_are_to_be(kind):
+    for path in PATHS:
+        for t in (1e-3, 0.4, 1.0):
+            at = P.At(path, t)
+            std = 0.7 if isinstance(kind, F.Eps) else getattr(kind, "sigma_data", None)
+            given = kind.input(at)
+            if getattr(kind, "sigma_data", None) is None:
+                assert given == 1
+            else:
+                assert given**2 * (at.alpha**2 * std**2 + at.sigma**2) == pytest.approx(1, rel=1e-12)
 
 
 def test_eps_where_nothing_is_left_is_refused():
@@ -143,17 +238,6 @@ def test_edm_preconditioning_is_the_papers():
         assert a * a * sd * sd + b * b == pytest.approx(1, rel=1e-12)  # unit variance of the target
         skip, out = kind.x(at)
         assert ((1 - skip) / out, -skip * sigma / out) == pytest.approx((a, b), rel=1e-9)
-
-
-def test_min_snr_is_the_formula():
-    path = P.LinearBetas()
-    t = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64)
-    snr = (path.alpha(t) / path.sigma(t)) ** 2
-    at = P.At(path, t)
-    torch.testing.assert_close(W.MinSNR(5.0)(at, F.X()), snr.clamp(max=5))
-    torch.testing.assert_close(W.MinSNR(5.0)(at, F.Eps()), snr.clamp(max=5) / snr)
-    torch.testing.assert_close(W.MinSNR(5.0)(at, F.V()), snr.clamp(max=5) / (snr + 1))
-    assert W.MinSNR()(P.At(path, 0.3), F.Eps()) == pytest.approx(W.MinSNR()(at, F.Eps())[1].item())
 
 
 # ---- the analytic fields themselves --------------------------------------------------------------------------------
@@ -211,26 +295,52 @@ def test_conditional_point_is_the_conditional_model():
     torch.testing.assert_close(mixed, torch.where(null[:, None], both.velocity(x, t), one.velocity(x, t)))
 
 
-def test_flow_matching_values_in_this_clock():
-    """The published clock has noise at 0: t becomes 1 − t, and the velocity changes sign."""
-    field = F.gaussian(P.Linear(), 2.0, 0.5)
-    for x, t, v in ((0.3, 0.25, 2.2378378378), (1.0, 0.9, 1.5294117647)):
-        ours = field.velocity(torch.tensor([[x]], dtype=torch.float64), 1 - t)
-        assert ours.item() == pytest.approx(-v, rel=1e-9)
-        z = torch.tensor([[x]], dtype=torch.float64)
-        score = field.score(z, 1 - t).item()
-        assert score == pytest.approx((t * v - x) / (1 - t), rel=1e-9)
-
-
 def test_velocity_transports_the_marginals():
     """∂p/∂t + ∂(u p)/∂x = 0 on a grid, for a mixture: the sign and the clock of every view."""
     x = torch.linspace(-4, 4, 4001, dtype=torch.float64)[:, None]
-    for path in (P.Linear(), P.VP(), P.Cosine()):
+    for path in (P.Linear(), P.Linear(0.05), P.VP(), P.SubVP(), P.VE(0.1, 3.0), P.Cosine()):
         field = F.Mixture(path, [[-1.0], [1.5]], [0.5, 0.3], [0.3, 0.7])
         t, h = 0.4, 1e-4
         rate = (field.log_density(x, t + h).exp() - field.log_density(x, t - h).exp()) / (2 * h)
         flux = (field.velocity(x, t)[:, 0] * field.log_density(x, t).exp()).diff() / (x[1, 0] - x[0, 0])
         assert (rate[1:] + rate[:-1]).div(2).add(flux).abs().max() < 2e-3 * rate.abs().max()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_probability_flow_has_every_marginal(path):
+    """From N(αμ, α²s² + σ²) at t = 1 the flow is x ↦ mean + std/std₁ (x − mean₁), at every time, per coordinate."""
+    mean, std = torch.tensor([0.4, -1.1], dtype=f64), torch.tensor([0.5, 0.9], dtype=f64)
+    field = F.gaussian(path, mean, std)
+    grid = torch.linspace(1, 0.05, 201, dtype=f64)
+    x = torch.randn(4, 2, dtype=f64, generator=torch.Generator().manual_seed(5)) * path.sigma(1.0)
+
+    def law(t):
+        return path.alpha(t) * mean, (path.alpha(t) ** 2 * std**2 + path.sigma(t) ** 2).sqrt()
+
+    mean_1, std_1 = law(1.0)
+    for k, (t, y) in enumerate(trajectory(field, x, grid, step=rk4)):
+        if k % 40 == 0:
+            mean_t, std_t = law(t)
+            torch.testing.assert_close(y, mean_t + std_t / std_1 * (x - mean_1), rtol=1e-4, atol=1e-4)
+
+
+def test_where_sigma_never_ends_all_is_finite_at_data():
+    """t = 0 of VE and of Linear(σmin) is the law under that noise: its score is the exact one."""
+    x = torch.randn(5, 2, dtype=f64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    for path in (P.VE(), P.Linear(0.01)):
+        field = mixture(path)
+        (exact,) = torch.autograd.grad(field.log_density(x, 0.0).sum(), x)
+        torch.testing.assert_close(field.score(x, 0.0), exact, rtol=1e-8, atol=1e-10)
+        assert field.velocity(x, 0.0).isfinite().all()
+
+
+def test_velocity_at_data_of_vp_is_refused():
+    field, x = F.gaussian(P.VP(), 0.0, 1.0), torch.ones(2, 1, dtype=f64)
+    with pytest.raises(UserError, match="velocity at t = 0 on VP"):
+        field.velocity(x, 0.0)
+    got = field.velocity(x, torch.tensor([0.0, 0.5], dtype=f64))
+    assert got[0].item() == pytest.approx(-0.05)  # α̇ x̂ = −βmin/2 x
+    torch.testing.assert_close(got[1:], field.velocity(x[1:], 0.5))
 
 
 def test_score_at_data_is_refused_and_protocol_holds():
@@ -241,12 +351,46 @@ def test_score_at_data_is_refused_and_protocol_holds():
     assert can(field, CoreField)
 
 
-def test_a_senseless_edm_is_refused():
-    with pytest.raises(UserError, match="sigma_data"):
-        F.EDM(0.0)
+def test_a_senseless_deviation_is_refused():
+    for make in (lambda: F.EDM(0.0), lambda: F.Eps(1.0, 0.0)):
+        with pytest.raises(UserError, match="sigma_data"):
+            make()
 
 
 def test_exact_samples_have_the_law():
     field = F.Mixture(P.VP(), [[-2.0], [1.0]], [0.5, 0.3], [0.25, 0.75])
     x = field.sample(100_000, torch.Generator().manual_seed(0))
     assert x.mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+# ---- one field on every path, in every kind ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", PATHS, ids=name)
+@pytest.mark.parametrize("given", [P.Linear(), P.VP(), P.Cosine(), P.ZeroTerminal(P.ScaledLinearBetas())], ids=name)
+@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
+def test_a_field_is_a_field_on_every_other_path_and_in_every_kind(given, wanted, tensor):
+    g = torch.Generator().manual_seed(2)
+    there, exact = mixture(given), mixture(wanted)
+    for t in (0.02, 0.1, 0.5, 0.93):
+        if wanted.ratio(t) > given.ratio(1.0):
+            continue  # beyond the noise that the field knows
+        x_t = torch.randn(5, 2, dtype=f64, generator=g) * math.hypot(wanted.alpha(t), wanted.sigma(t))
+        time = torch.full((5,), t, dtype=f64) if tensor else t
+        for kind in (None, *KINDS):
+            field = F.viewed(there, wanted, kind)
+            for p, q in ((1.0, 0.0), (0.0, 1.0), (-0.3, 0.8)):
+                torch.testing.assert_close(
+                    field.predict(x_t, time, p, q), exact.predict(x_t, time, p, q), rtol=1e-6, atol=1e-7
+                )
+
+
+def test_views_of_conditions_and_ends():
+    field = F.Mixture(P.VP(), [[-1.0], [2.0]], [0.4, 0.6])
+    x, cond = torch.randn(4, 1, dtype=f64), {"label": torch.tensor([0, 1, 1, 0])}
+    other = F.viewed(field, P.Linear(), F.V())
+    exact = F.Mixture(P.Linear(), [[-1.0], [2.0]], [0.4, 0.6])
+    torch.testing.assert_close(other.eps(x, 0.4, cond), exact.eps(x, 0.4, cond), rtol=1e-7, atol=1e-9)
+    for t in (0.0, 1.0, torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=f64)):
+        assert other.predict(x, t, -1.0, 1.0).isfinite().all()
+    assert F.viewed(field).path is field.path

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from morphogen.core import Noise
 from morphogen.errors import UserError
 from morphogen.nets.attention import PLAIN, SelfAttention, attend
-from morphogen.nets.conv import Downsample, ResidualBlock, Upsample, convolution, group_norm
+from morphogen.nets.conv import Downsample, ResidualBlock, Upsample, convolution, group_norm, halved
 from morphogen.nets.embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from morphogen.nets.mlp import ACTIVATIONS, MLP
-from morphogen.nets.unet import Block, UNet
+from morphogen.nets.unet import Block, Gate, UNet
 from morphogen.spec import build, spec
 
 
@@ -180,6 +180,51 @@ def test_residual_block_by_its_formula(modulation: str, dims: int) -> None:
     torch.testing.assert_close(net(x, e), net.skip(x) + net.conv2(F.silu(h)))
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_halved_is_the_mean_of_what_there_is(n: int) -> None:
+    x = torch.randn(2, 3, n, dtype=torch.float64)
+    hand = [x[:, :, i : i + 2].mean(2) for i in range(0, n, 2)]
+    torch.testing.assert_close(halved(x), torch.stack(hand, 2))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("change", ["half", "double"])
+def test_residual_block_that_changes_the_resolution_by_its_formula(dims: int, change: str) -> None:
+    net = awake(ResidualBlock(4, 6, 5, dims=dims, groups=2, modulation="scale-shift", change=change)).double()
+    for size in ((5, 3, 2)[:dims], (4, 1, 6)[:dims]):
+        x, e = torch.randn(3, 4, *size, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+
+        def resized(h: torch.Tensor) -> torch.Tensor:
+            for axis in range(2, h.ndim):  # one axis after the other, by index
+                if change == "double":
+                    h = h.repeat_interleave(2, axis)
+                else:
+                    odd = h.narrow(axis, h.shape[axis] - 1, h.shape[axis] % 2)
+                    h = torch.cat((h, odd), axis)
+                    h = (h.unflatten(axis, (-1, 2))).mean(axis + 1)
+            return h
+
+        h = net.conv1(resized(F.silu(F.group_norm(x, 2, net.norm1.weight, net.norm1.bias, 1e-6))))
+        code = net.modulate.linear(e).view(3, -1, *(1,) * dims)
+        h = F.silu(net.norm2(h) * (1 + code[:, :6]) + code[:, 6:])
+        torch.testing.assert_close(net(x, e), net.skip(resized(x)) + net.conv2(h))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_gate_by_its_formula(dims: int) -> None:
+    """Oktay et al. 2018, equations 1 and 2, position by position."""
+    net = awake(Gate(3, 5, dims=dims)).double()
+    h, s = (torch.randn(2, c, *(4, 3, 2)[:dims], dtype=torch.float64) for c in (3, 5))
+    joined = net(h, s)
+    assert torch.equal(joined[:, :3], h)
+    w_s, w_h, w = (m.weight.flatten(1) for m in (net.skipped, net.gating, net.open))
+    for b in range(2):
+        for i in range(h[0, 0].numel()):
+            at_h, at_s = h[b].flatten(1)[:, i], s[b].flatten(1)[:, i]
+            a = 1 / (1 + torch.exp(-(w[0] @ (w_s @ at_s + w_h @ at_h + net.skipped.bias).clamp(min=0) + net.open.bias)))
+            torch.testing.assert_close(joined[b, 3:].flatten(1)[:, i], a * at_s)
+
+
 def test_residual_block_starts_as_its_skip_and_drops_only_in_training() -> None:
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(ResidualBlock(4, 4)(x), x)
@@ -203,6 +248,14 @@ def test_mistakes_are_named() -> None:
         UNet(1, widths=(8, 8), attention=(2,))
     with pytest.raises(UserError, match="heads of 3 channels do not divide a level of 8"):
         UNet(1, widths=(8,), attention=(0,), head=3)
+    with pytest.raises(UserError, match="did you mean 'residual'"):
+        UNet(1, widths=(8,), attention=(), resampling="residuals")
+    with pytest.raises(UserError, match="did you mean 'gate'"):
+        UNet(1, widths=(8,), attention=(), join="gated")
+    with pytest.raises(UserError, match="did you mean 'half'"):
+        ResidualBlock(4, 4, change="halve")
+    with pytest.raises(UserError, match="ADM net of edge '32'"):
+        UNet.adm_imagenet(32)
     with pytest.raises(UserError, match="no levels"):
         UNet(1, widths=(), attention=())
     with pytest.raises(UserError, match="condition 't'"):
@@ -277,6 +330,62 @@ def small(dims: int = 2, **options) -> UNet:
 def test_output_is_as_large_as_the_input(size: tuple[int, ...]) -> None:
     net = small(len(size))
     assert net(torch.randn(2, 2, *size), conditions(2)).shape == (2, 2, *size)
+
+
+@pytest.mark.parametrize("size", [(7,), (1,), (8, 8), (7, 5), (1, 9), (6, 3, 5)], ids=str)
+def test_adm_and_gated_nets_take_any_size(size: tuple[int, ...]) -> None:
+    for options in ({"resampling": "residual", "modulation": "scale-shift", "shift": 0.0}, {"join": "gate"}):
+        net = small(len(size), **options).double()
+        x, cond = torch.randn(2, 2, *size, dtype=torch.float64), conditions(2)
+        y = net(x, cond)
+        assert y.shape == (2, 2, *size)
+        alone = net(x[1:], {k: v[1:] for k, v in cond.items()})
+        torch.testing.assert_close(alone, y[1:], rtol=0, atol=1e-12)
+        y.square().mean().backward()
+        assert all(p.grad.abs().sum() > 0 for n, p in net.named_parameters() if "classes" not in n)
+
+
+def test_a_closed_gate_hides_its_skip() -> None:
+    net = small(join="gate", attention=(), classes=0)
+    with torch.no_grad():
+        for part in net.modules():
+            if isinstance(part, Gate):
+                part.open.bias.fill_(-1e4)
+    h, s = torch.randn(1, 16, 2, 2), torch.randn(1, 16, 2, 2)
+    gate = next(m for m in net.up[0].modules() if isinstance(m, Gate))
+    assert torch.equal(gate(h, s)[:, 16:], torch.zeros_like(s))
+
+
+@pytest.mark.parametrize(
+    ("make", "published"),
+    [
+        (lambda: UNet.adm_imagenet(64), 296),
+        (lambda: UNet.adm_imagenet(128), 422),
+        (lambda: UNet.adm_imagenet(256), 554),
+        (lambda: UNet.improved_imagenet64(width=64), 30),
+        (lambda: UNet.improved_imagenet64(width=96), 68),
+    ],
+)
+def test_published_sizes(make, published: int) -> None:
+    """Dhariwal & Nichol 2021, table 4 of the appendix; Nichol & Dhariwal 2021, section 6: millions of parameters."""
+    with torch.device("meta"):
+        net = make()
+    null = 0 if net.classes is None else net.classes.width
+    assert round((sum(p.numel() for p in net.parameters()) - null) / 1e6) == published
+
+
+@pytest.mark.parametrize(("width", "published"), [(128, 120e6), (192, 270e6)])
+def test_published_sizes_that_are_given_to_two_digits(width: int, published: float) -> None:
+    with torch.device("meta"):
+        net = UNet.improved_imagenet64(width=width)
+    assert float(f"{sum(p.numel() for p in net.parameters()):.2g}") == published
+
+
+def test_heads_by_number_and_by_width() -> None:
+    counts = {m.heads for m in small(attention=(0, 1), head=4).modules() if isinstance(m, SelfAttention)}
+    assert counts == {2, 3, 4}  # widths 8, 12 and (middle) 16
+    counts = {m.heads for m in small(attention=(0, 1), head=0, heads=2).modules() if isinstance(m, SelfAttention)}
+    assert counts == {2}
 
 
 def test_without_conditions() -> None:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from morphogen.core import Noise, keys
-from morphogen.diffusion import ddpm, edm, rectified_flow
+from morphogen.diffusion import (
+    ddpm,
+    edm,
+    flow_matching,
+    rectified_flow,
+    score_sde_subvp,
+    score_sde_ve,
+    score_sde_vp,
+    stochastic_interpolant,
+)
 from morphogen.diffusion.path import At
 from morphogen.nets.mlp import MLP
 
@@ -26,7 +35,19 @@ def floor(model, n=20_001):
     return ((a * at.sigma - b * at.alpha) ** 2 * STD**2 / (at.alpha**2 * STD**2 + at.sigma**2)).mean().item()
 
 
-@pytest.mark.parametrize("preset", [ddpm, edm, rectified_flow], ids=lambda p: p.__name__)
+PRESETS = [
+    ddpm,
+    edm,
+    flow_matching,
+    rectified_flow,
+    score_sde_subvp,
+    score_sde_ve,
+    score_sde_vp,
+    stochastic_interpolant,
+]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
 def test_reaches_the_floor_and_samples_the_law(preset):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,6 +70,6 @@ def test_reaches_the_floor_and_samples_the_law(preset):
         assert least * 0.98 < error < least * 1.03
         if preset is rectified_flow:
             assert least == pytest.approx(STD * math.pi / 2, rel=0.01)
-        x = model.sample(20_000, noise=Noise.seeded(5, 20_000), solver="heun", steps=40)
+        x = model.sample(20_000, noise=Noise.seeded(5, 20_000), solver="heun", steps=80)
     assert x.mean().item() == pytest.approx(0, abs=0.03)
     assert x.std().item() == pytest.approx(STD, rel=0.06)

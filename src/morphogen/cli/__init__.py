@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import UserError, unknown
-from . import data, evaluate, recipe, runs, sample, train
+from . import data, evaluate, recipe, reflow, runs, sample, train
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -51,6 +51,7 @@ _LABEL = {"class": "label"}
 VERBS: dict[str, Verb | dict[str, Verb]] = {
     "train": Verb(train.train, train.own_flags),
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
+    "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),
     "data": {"list": Verb(data.list_), "show": Verb(data.show)},
     "runs": {

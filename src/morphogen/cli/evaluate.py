@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +38,7 @@ def evaluate(
     *,
     n: int = 1000,
     judge: Path | None = None,
+    bits_per_dim: int = 0,
     seed: int = 0,
     checkpoint: str = "newest",
     device: str | None = None,
@@ -49,7 +49,9 @@ def evaluate(
 
     run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
     unless flags say otherwise. judge: the run of a classifier that reads the samples (default: for the digits, one that
-    is trained once and kept in the cache folder). seed: of the samples. checkpoint: newest, best or a step.
+    is trained once and kept in the cache folder). bits_per_dim: on how many test items the likelihood is measured, -1
+    for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples. checkpoint: newest, best or
+    a step.
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
@@ -60,7 +62,7 @@ def evaluate(
         loaded = load_run(context, run, checkpoint, device, modules)
         options = options_of(context, loaded)
         reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
-        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options)
+        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, bits_per_dim=bits_per_dim)
     from ..report import write
     from .receipts import write_json
 
@@ -74,11 +76,18 @@ _root = data_root
 
 
 def measure_run(
-    context: Context, run: Run, *, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+    context: Context,
+    run: Run,
+    *,
+    n: int,
+    judge: Run | None,
+    seed: int,
+    options: dict[str, Any],
+    bits_per_dim: int = 0,
 ) -> dict[str, Any]:
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
-    from ..core import Bounds, LogProb, Samples, can
+    from ..core import Samples, can
     from ..metrics.judge import Judge
     from .receipts import command, machine, now
 
@@ -94,9 +103,9 @@ def measure_run(
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
-    for protocol, name in ((LogProb, "log_prob"), (Bounds, "elbo")):
-        if can(run.model, protocol):
-            measures |= _likelihood(run, test, name, seed)
+    if bits_per_dim:
+        found, page["likelihood_seconds"] = _likelihoods(context, run, test, bits_per_dim, seed)
+        measures |= found
     heldout = held_out(run, test)
     return page | {
         "measures": {k: m._asdict() for k, m in measures.items()},
@@ -135,29 +144,43 @@ def _device(run: Run) -> Any:
     return next(run.model.parameters()).device
 
 
-def _likelihood(run: Run, test: Items, name: str, seed: int) -> dict[str, Measure]:
-    """Mean log-likelihood of the held-out items (nats), and bits per dimension where x is quantised."""
-    import torch
+def _likelihoods(
+    context: Context, run: Run, test: Items, n: int, seed: int
+) -> tuple[dict[str, Measure], dict[str, float]]:
+    """Log-likelihood of n held-out items (nats), and bits per dimension where x is quantised; how long each took."""
+    from ..core import can
+    from ..metrics.likelihood import METHODS, SaysHow, likelihoods
 
-    from ..core import each
-    from ..data.source import in_order
-    from ..metrics.measure import Z95, Measure
-
-    device = _device(run)
-    parts = []
-    with torch.no_grad():
-        for batch in in_order(test, 256, seed=seed):
-            moved = each(batch, lambda t: t.to(device))
-            parts.append(getattr(run.model, name)(moved["x"], moved.get("cond")).cpu().double())
-    nats = torch.cat(parts)
-    bound = " (a lower bound)" if name == "elbo" else ""
-    mean, half = float(nats.mean()), Z95 * float(nats.std()) / math.sqrt(max(len(nats), 2))
-    found = {name: Measure(mean, mean - half, mean + half, len(nats), f"nats a test item{bound}, normal interval")}
-    if run.space is not None and run.space.volume:
-        scale = math.prod(run.space.shape) * math.log(2)
-        bits, width = -(mean + run.space.volume) / scale, half / scale
-        found["bits/dim"] = Measure(bits, bits - width, bits + width, len(nats), f"of test items{bound and ' (≤)'}")
-    return found
+    if n < -1 or n == 1:
+        raise UserError(f"--bits-per-dim {n} has no interval: take 2 or more test items, or -1 for all of them.")
+    methods = [method for method, protocol in METHODS.items() if can(run.model, protocol)]
+    if not methods:
+        raise UserError(
+            f"The run {str(run.path)!r} is a {type(run.model).__name__}, which has no likelihood and no bound of one:"
+            " leave --bits-per-dim out."
+        )
+    volume = run.space.volume if run.space is not None else 0.0
+    count = len(test) if n == -1 else min(n, len(test))
+    found: dict[str, Measure] = {}
+    seconds: dict[str, float] = {}
+    for method in methods:
+        how = f": {run.model.likelihood(method)}" if isinstance(run.model, SaysHow) else ""
+        context.tell.note(f"The {method} of {count} test items{how} …")
+        with context.tell.progress(method, count) as progress:
+            said = likelihoods(
+                run.model,
+                test,
+                volume=volume,
+                method=method,
+                n=count,
+                seed=seed,
+                device=_device(run),
+                progress=progress,
+            )
+        found[method], seconds[method] = said.nats, round(said.seconds, 3)
+        if said.bits is not None:
+            found["bits/dim" if method == "log_prob" else "bits/dim (bound)"] = said.bits
+    return found, seconds
 
 
 # ---- samples -------------------------------------------------------------------------------------------------------

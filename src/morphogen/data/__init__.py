@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from .augment import Augmented as Augmented
     from .augment import Dequantise as Dequantise
     from .augment import Flip as Flip
-    from .augment import Perturbed as Perturbed
     from .augment import Shift as Shift
     from .augment import Warp as Warp
     from .cifar10 import CIFAR10 as CIFAR10
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
     from .mnist import MNIST as MNIST
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from .table import show as show
 
 _HOMES = {
-    "augment": ("Augmented", "Dequantise", "Flip", "Perturbed", "Shift", "Warp"),
+    "augment": ("Augmented", "Dequantise", "Flip", "Shift", "Warp"),
     "cifar10": ("CIFAR10",),
     "densities": (
         *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
     ),
     "digits": ("Digits",),
-    "items": ("Stored", "Tensors"),
+    "items": ("Pairs", "Stored", "Tensors"),
     "mnist": ("MNIST", "read_idx"),
     "roots": ("find",),
     "source": ("Shuffled", "in_order"),

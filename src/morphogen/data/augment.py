@@ -2,24 +2,24 @@
 
 Each is called with x (B, ...), images (B, C, H, W) where it moves pixels, and the batch's `Noise`, and returns x of the
 same shape; row i depends on x[i] and key i alone. `fill` is the background's value, which comes in at the edges; None
-mirrors the image there. `Augmented` applies them to what a source gives, `Perturbed` to items, always alike.
+mirrors the image there. `Augmented` applies them to what a source gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Batch, Items, Loss, Model, Noise, Place, Source, State, keys
+from ..core import Batch, Loss, Model, Noise, Place, Source, State, keys
 from ..errors import UserError
 from ..spec import Remembers
 
-_AUGMENT, _PERTURB = 0xA6E7, 0x9E27  # keys of what is done in training, and to fixed items: never the losses' own
+_AUGMENT = 0xA6E7  # keys of what is done here are not the losses' own
 
 
 @runtime_checkable
@@ -128,7 +128,10 @@ class Augmented(Remembers):
     def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
         """The source's next batch, augmented."""
         batch = self.source.next(actor, heard)
-        return {**batch, "x": _changed(batch["x"], self.augment, keys(batch["key"], _AUGMENT))}
+        x, noise = batch["x"], Noise(keys(batch["key"], _AUGMENT))
+        for change in self.augment:
+            x = change(x, noise)
+        return {**batch, "x": x}
 
     def state(self) -> State:
         """The source's own: what is done to a sample follows from its key."""
@@ -137,25 +140,3 @@ class Augmented(Remembers):
     def restore(self, state: State) -> None:
         """Continue from a state."""
         self.source.restore(state)
-
-
-class Perturbed(Remembers):
-    """Items whose x are augmented, each always in the same way; `Items`, for held-out data."""
-
-    def __init__(self, items: Items, augment: tuple[Augmentation, ...]) -> None:
-        self.items, self.augment = items, tuple(augment)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, index: Tensor) -> dict[str, Any]:
-        """The items `index` (B,), augmented."""
-        batch = self.items.take(index)
-        return {**batch, "x": _changed(batch["x"], self.augment, keys(index.to(batch["x"].device), _PERTURB))}
-
-
-def _changed(x: Tensor, augment: tuple[Augmentation, ...], key: Tensor) -> Tensor:
-    noise = Noise(key)
-    for change in augment:
-        x = change(x, noise)
-    return x

@@ -30,7 +30,9 @@ class Stored(Remembers):
 
     @abstractmethod
     def read(self) -> dict[str, Any]:
-        """Read all of the data: {"x": (N, ...), "cond": {name: (N, ...)}}. Called once, on first use."""
+        """Read all of the data: {"x": (N, ...), "cond": {name: (N, ...)}}, and further tensors (N, ...) by name where a
+        loss takes them. Called once, on first use.
+        """
 
     def all(self, device: torch.device) -> dict[str, Any]:
         """The tensors as they are kept, on `device` (made once for each device)."""
@@ -50,20 +52,20 @@ class Stored(Remembers):
         return sum(t.nbytes for _, t in leaves(self.all(torch.device("cpu"))))
 
     def take(self, index: Tensor) -> dict[str, Any]:
-        """Items `index` (B,), on the device of the index: {"x": (B, ...), "cond": {...: (B, ...)}}."""
+        """Items `index` (B,), on the index's device: {"x": (B, ...), "cond": {...: (B, ...)}} and what else is read."""
         held = (self._held or {}).get(index.device) or self.all(index.device)
-        x = held["x"].index_select(0, index)
+        taken = each(held, lambda t: t.index_select(0, index))
         if self.levels is not None:
             half = (self.levels - 1) / 2
-            x = x.to(torch.get_default_dtype()).sub_(half).div_(half)
-        return {"x": x, "cond": {k: v.index_select(0, index) for k, v in held["cond"].items()}}
+            taken["x"] = taken["x"].to(torch.get_default_dtype()).sub_(half).div_(half)
+        return taken
 
 
 _reading = threading.RLock()  # worker threads must not read the same file twice; reentrant, as items may wrap items
 
 
 def _checked(data: Mapping[str, Any], name: str) -> dict[str, Any]:
-    whole = {"x": data["x"], "cond": dict(data.get("cond") or {})}
+    whole = {**data, "cond": dict(data.get("cond") or {})}
     if whole["x"].ndim == 0:
         raise UserError(f"The data of {name} is a single number: give x of shape (N, ...), N items.")
     counts = {k: t.shape[0] if t.ndim else 0 for k, t in leaves(whole)}
@@ -113,6 +115,38 @@ class Tensors(Stored):
                     f" give integers 0 to {self.levels - 1}, or levels=None for values used as they are."
                 )
         return {"x": x, "cond": {k: _tensor(v, k) for k, v in self._cond.items()}}
+
+
+class Pairs(Stored):
+    """Recorded pairs of noise and data as `Items`: batches bring "z" (B, ...) beside x, which `Diffusion` learns from.
+
+    file: a .safetensors file with x (N, ...), z (N, ...) and the conditions as "cond.label" …, such as `morphogen
+    reflow` writes: with the samples that a run's model makes of each z, the second round of rectified flow (Liu et al.
+    2022, arXiv 2209.03003). Raises UserError, on first use, where the file is not that, or x and z differ in shape.
+    """
+
+    def __init__(self, file: Asset) -> None:
+        self.file = file
+
+    def read(self) -> dict[str, Any]:
+        """The tensors of the file."""
+        path = self.file.path
+        try:
+            with safe_open(path, "pt") as file:
+                held: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"The file {str(path)!r} holds no pairs: make it with `morphogen reflow RUN`.") from error
+        cond = {name.removeprefix("cond."): t for name, t in held.items() if name.startswith("cond.")}
+        if "x" not in held or "z" not in held or len(held) != 2 + len(cond):
+            there = ", ".join(sorted(held)) or "nothing"
+            raise UserError(f"The file {str(path)!r} holds {there}, and pairs are x, z and cond.…: `morphogen reflow`.")
+        x, z = held["x"], held["z"]
+        if x.shape != z.shape or x.dtype != z.dtype or not x.is_floating_point():
+            raise UserError(
+                f"The pairs in {str(path)!r} do not match: x is {x.dtype} {tuple(x.shape)},"
+                f" z {z.dtype} {tuple(z.shape)}; make them again with `morphogen reflow RUN`."
+            )
+        return {"x": x, "z": z, "cond": cond}
 
 
 def _tensor(given: Tensor | Asset, name: str) -> Tensor:

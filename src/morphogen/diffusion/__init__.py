@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from .diffusion import Diffusion, Sampler
-from .field import Field, Mixture, gaussian
-from .guide import classified, guided
-from .presets import ddpm, edm, rectified_flow
+from .field import Field, Mixture, convert, gaussian, viewed
+from .guide import autoguided, classified, guided, rescaled, thresholded
+from .matching import ScoreModel
+from .presets import (
+    ddpm,
+    edm,
+    flow_matching,
+    rectified_flow,
+    score_sde_subvp,
+    score_sde_ve,
+    score_sde_vp,
+    stochastic_interpolant,
+    vdm,
+)
 
 __all__ = [
     "Diffusion",
     "Field",
     "Mixture",
     "Sampler",
+    "ScoreModel",
+    "autoguided",
     "classified",
+    "convert",
     "ddpm",
     "edm",
+    "flow_matching",
     "gaussian",
     "guided",
     "rectified_flow",
+    "rescaled",
+    "score_sde_subvp",
+    "score_sde_ve",
+    "score_sde_vp",
+    "stochastic_interpolant",
+    "thresholded",
+    "vdm",
+    "viewed",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..core import NONE, Batch, Loss, Model, Noise, leaves
@@ -24,6 +24,7 @@ from ..spec import Remembers
 from .field import Cond, Eps, Field, Parametrisation, affine, spread
 from .grid import GRIDS, Grid
 from .guide import autoguided, guided, rescaled, thresholded
+from .likelihood import DIVERGENCES, EVALUATIONS, Decoder, Divergence, Integrator, bound, log_density, told
 from .path import At, Path, Scalar
 from .solve import Step, trajectory
 from .solvers import SOLVERS
@@ -101,8 +102,7 @@ class Diffusion(Model, Field):
     ) -> Float[Tensor, " b *shape"]:
         """The mixture p x̂ + q ε̂ at x_t = x: one evaluation of the net."""
         at = At(self.path, t)
-        (skip_x, out_x), (skip_e, out_e) = self.parametrisation.x(at), self.parametrisation.eps(at)
-        skip, out = affine(p, skip_x, q, skip_e), affine(p, out_x, q, out_e)
+        skip, out = self.parametrisation.mix(at, p, q)
         mixed: Tensor = affine(spread(skip, x), x, spread(out, x), self._net(x, at, cond))
         return mixed
 
@@ -157,14 +157,14 @@ class Diffusion(Model, Field):
         field = rescaled(field, rescale)
         if threshold is not None:
             field = thresholded(field, threshold)
-        x = noise.normal(*self.shape, dtype=like.dtype).to(like.device) * self.path.sigma(1.0)
+        x = noise.normal(*self.shape, dtype=like.dtype).to(like.device) * self.path.sigma(float(times[0]))
         for t, x in trajectory(field, x, times, step=stepper, cond=cond, noise=noise):  # noqa: B020
             watch(t, x)
         return x
 
     def log_prob(
         self,
-        x: Float[Tensor, " b *shape"],
+        x: Shaped[Tensor, " b *shape"],
         cond: Cond | None = None,
         *,
         noise: Noise | None = None,
@@ -184,11 +184,11 @@ class Diffusion(Model, Field):
 
     def elbo(
         self,
-        x: Float[Tensor, " b *shape"],
+        x: Shaped[Tensor, " b *shape"],
         cond: Cond | None = None,
         *,
         noise: Noise | None = None,
-        evaluations: int = 64,
+        evaluations: int = EVALUATIONS,
         decoder: Decoder | None = None,
         low: float | None = None,
     ) -> Float[Tensor, " b"]:
@@ -199,6 +199,10 @@ class Diffusion(Model, Field):
         cond = cond or NONE
         self._check_density(x, cond, noise)
         return bound(self, x, cond, noise=noise, evaluations=evaluations, decoder=decoder, low=low)
+
+    def likelihood(self, method: str) -> str:
+        """How `log_prob` or `elbo` is computed unless told otherwise, in a clause."""
+        return told(self.path, self.shape, method)
 
     def _check_density(self, x: Tensor, cond: Cond, noise: Noise | None) -> None:
         if x.shape[1:] != self.shape:

@@ -9,8 +9,9 @@ A parametrisation says what a net F aims at, F* = a x + b z, and so, with x_t = 
     D = αb − σa,   x̂ = (b x_t − σ F) / D,   ε̂ = (α F − a x_t) / D
 
 with `X` (1, 0), `Eps` (0, 1), `V` (−σ, α), `Velocity` (α̇, σ̇) and `EDM` (σ/σd, −ασd)/h, h² = σ² + α²σd². Each gives
-its coefficients with what cancels already cancelled, so that they hold at both ends. Two limits remain: `X` at σ = 0
-takes ε̂ = 0, the limit for any smooth density; `Eps` at α = 0 says nothing of x, and `Diffusion` refuses that pair.
+its coefficients with what cancels already cancelled, so that they hold at both ends; `convert` turns what one kind of
+net says into what another would. Two limits remain: `X` at σ = 0 takes ε̂ = 0, the limit for any smooth density; `Eps`
+at α = 0 says nothing of x (x̂ counts as 0), and `Diffusion` refuses that pair.
 
 Papers: Ho et al. 2020 (ε, arXiv 2006.11239), Salimans & Ho 2022 (v, arXiv 2202.00512; its v is αz − σx, as here),
 Lipman et al. 2023 (velocity, arXiv 2210.02747), Karras et al. 2022 (EDM, arXiv 2206.00364; here for any α).
@@ -83,8 +84,18 @@ class Field(ABC):
         return self.predict(x, t, 0.0, 1.0, cond)
 
     def velocity(self, x: Float[Tensor, " b *shape"], t: Scalar, cond: Cond = NONE) -> Float[Tensor, " b *shape"]:
-        """dx/dt of the probability-flow ODE, E[dx_t/dt | x_t = x]."""
-        return self.predict(x, t, self.path.dalpha(t), self.path.dsigma(t), cond)
+        """dx/dt of the probability-flow ODE, E[dx_t/dt | x_t = x]. Where σ̇ is infinite (`VP` at t = 0) it does not
+        follow from a denoiser: UserError for a number, α̇x̂ in a tensor of times.
+        """
+        dsigma = self.path.dsigma(t)
+        if isinstance(dsigma, Tensor):
+            dsigma = torch.where(dsigma == math.inf, 0.0, dsigma)
+        elif dsigma == math.inf:
+            raise UserError(
+                f"The velocity at t = {t:g} on {type(self.path).__name__} does not follow from a denoiser: ask for it"
+                " at a small t, such as 1e-3."
+            )
+        return self.predict(x, t, self.path.dalpha(t), dsigma, cond)
 
     def score(self, x: Float[Tensor, " b *shape"], t: Scalar, cond: Cond = NONE) -> Float[Tensor, " b *shape"]:
         """∇ log p_t(x). At t = 0 the data's own score does not follow from a denoiser: UserError for a number, 0 in a
@@ -188,18 +199,88 @@ class Parametrisation(Remembers, ABC):
     def noise(self, at: At) -> Scalar:
         """What the net is told as `cond["t"]`."""
 
+    def mix(self, at: At, p: Scalar, q: Scalar) -> Pair:
+        """(skip, out) of p x̂ + q ε̂ = skip x_t + out F."""
+        (skip_x, out_x), (skip_e, out_e) = self.x(at), self.eps(at)
+        return affine(p, skip_x, q, skip_e), affine(p, out_x, q, out_e)
+
+
+def convert(
+    F: Float[Tensor, " b *shape"],
+    x: Float[Tensor, " b *shape"],
+    at: At,
+    given: Parametrisation,
+    wanted: Parametrisation,
+) -> Float[Tensor, " b *shape"]:
+    """What a net of the kind `wanted` would say at x_t = x, where one of the kind `given` says F.
+
+    Exact for every two kinds on every path, both ends included, but for what `given` does not know there (see the
+    head) and for a `Velocity` wanted where σ̇ is infinite.
+    """
+    skip, out = given.mix(at, *wanted.target(at))
+    converted: Tensor = affine(spread(skip, x), x, spread(out, x), F)
+    return converted
+
+
+def viewed(field: Field, path: Path | None = None, kind: Parametrisation | None = None) -> Field:
+    """`field` walked along another path, and asked for what a net of another kind would say.
+
+    At equal log-SNR the x_t of two paths are one but for a factor, so a field on one path is a field on every other (up
+    to where its own ends). With `kind` the field is asked for that kind's target F alone, and p x̂ + q ε̂ is made of F:
+    the same field, but for what that kind does not know at the ends.
+    """
+    return Viewed(field, field.path if path is None else path, kind)
+
+
+class Viewed(Field):
+    """See `viewed`."""
+
+    def __init__(self, field: Field, path: Path, kind: Parametrisation | None) -> None:
+        self.field, self.path, self.kind = field, path, kind
+
+    def predict(
+        self, x: Float[Tensor, " b *shape"], t: Scalar, p: Scalar, q: Scalar, cond: Cond = NONE
+    ) -> Float[Tensor, " b *shape"]:
+        here, there = At(self.path, t), At(self.field.path, self.field.path.time_at(self.path.logsnr(t)))
+        m = lib(t)
+        factor = m.sqrt(there.alpha * there.alpha + there.sigma * there.sigma) / m.sqrt(
+            here.alpha * here.alpha + here.sigma * here.sigma
+        )
+        moved = x * spread(factor, x)
+        if self.kind is None:
+            return self.field.predict(moved, there.t, p, q, cond)
+        skip, out = self.kind.mix(here, p, q)
+        F = self.field.predict(moved, there.t, *self.kind.target(here), cond)
+        mixed: Tensor = affine(spread(skip, x), x, spread(out, x), F)
+        return mixed
+
+
+def _positive(sigma_data: float) -> None:
+    if sigma_data <= 0:
+        raise UserError(f"sigma_data is {sigma_data}, but it is the data's standard deviation: give a positive one.")
+
+
+def _unit(at: At, std: float) -> Scalar:
+    """The standard deviation of x_t for data of standard deviation `std`."""
+    scaled = at.alpha * std
+    h: Scalar = lib(at.t).sqrt(at.sigma * at.sigma + scaled * scaled)
+    return h
+
 
 class Plain(Parametrisation):
     """A net that is given x_t itself and `scale` times the path's clock.
 
-    scale: 1000 (step numbers, as DDPM's U-Net embeds them), or 1 for a net that takes times in [0, 1].
+    scale:      1000 (step numbers, as DDPM's U-Net embeds them), or 1 for a net that takes times in [0, 1].
+    sigma_data: the data's standard deviation, to give the net x_t at unit variance instead (for paths that explode).
     """
 
-    def __init__(self, scale: float = 1000.0) -> None:
-        self.scale = scale
+    def __init__(self, scale: float = 1000.0, sigma_data: float | None = None) -> None:
+        if sigma_data is not None:
+            _positive(sigma_data)
+        self.scale, self.sigma_data = scale, sigma_data
 
     def input(self, at: At) -> Scalar:
-        return 1.0
+        return 1.0 if self.sigma_data is None else 1 / _unit(at, self.sigma_data)
 
     def noise(self, at: At) -> Scalar:
         clock = at.path.clock(at.t)
@@ -248,18 +329,29 @@ class V(Plain):
 
 
 class Velocity(Plain):
-    """F aims at u = α̇x + σ̇z, flow matching's target. (Not for `VP`, where σ̇ is infinite at data: use `V`.)"""
+    """F aims at u = α̇x + σ̇z, flow matching's target. (On `VP`, where σ̇ is infinite at data, train `V` instead.)"""
 
     def target(self, at: At) -> Pair:
         return at.dalpha, at.dsigma
 
+    def _slopes(self, at: At) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+        """α̇, σ̇, 1 and D, each over 1 + σ̇: finite also where σ̇ is infinite."""
+        ds = at.dsigma
+        unit = 1 / (1 + ds)
+        down, up = at.dalpha * unit, ds * unit
+        if isinstance(ds, Tensor):
+            up = torch.where(ds == math.inf, 1.0, up)
+        elif ds == math.inf:
+            up = 1.0
+        return down, up, unit, at.alpha * up - at.sigma * down
+
     def x(self, at: At) -> Pair:
-        d = at.alpha * at.dsigma - at.sigma * at.dalpha
-        return at.dsigma / d, -at.sigma / d
+        _, up, unit, d = self._slopes(at)
+        return up / d, -at.sigma * unit / d
 
     def eps(self, at: At) -> Pair:
-        d = at.alpha * at.dsigma - at.sigma * at.dalpha
-        return -at.dalpha / d, at.alpha / d
+        down, _, unit, d = self._slopes(at)
+        return -down / d, at.alpha * unit / d
 
 
 class EDM(Parametrisation):
@@ -269,31 +361,23 @@ class EDM(Parametrisation):
     """
 
     def __init__(self, sigma_data: float = 0.5, scale: float = 1000.0) -> None:
-        if sigma_data <= 0:
-            raise UserError(
-                f"sigma_data is {sigma_data}, but it is the data's standard deviation: give a positive one."
-            )
+        _positive(sigma_data)
         self.sigma_data, self.scale = sigma_data, scale
 
-    def _h(self, at: At) -> Scalar:
-        scaled = at.alpha * self.sigma_data
-        h: Scalar = lib(at.t).sqrt(at.sigma * at.sigma + scaled * scaled)  # the standard deviation of x_t
-        return h
-
     def target(self, at: At) -> Pair:
-        h = self._h(at)
+        h = _unit(at, self.sigma_data)
         return at.sigma / (self.sigma_data * h), -self.sigma_data * at.alpha / h
 
     def x(self, at: At) -> Pair:
-        h = self._h(at)
+        h = _unit(at, self.sigma_data)
         return self.sigma_data**2 * at.alpha / (h * h), self.sigma_data * at.sigma / h
 
     def eps(self, at: At) -> Pair:
-        h = self._h(at)
+        h = _unit(at, self.sigma_data)
         return at.sigma / (h * h), -self.sigma_data * at.alpha / h
 
     def input(self, at: At) -> Scalar:
-        return 1 / self._h(at)
+        return 1 / _unit(at, self.sigma_data)
 
     def noise(self, at: At) -> Scalar:
         r = over(at.sigma, at.alpha, math.inf)

@@ -1,11 +1,15 @@
 """Paths from data to noise: x_t = α(t) x + σ(t) z, with data at t = 0 and noise at t = 1.
 
-    r(t) = σ/α (noise to signal),   log-SNR = 2 log(α/σ),   time(r) the inverse of r(t)
+    r(t) = σ/α (noise to signal; EDM's σ),   log-SNR = 2 log(α/σ),   time(r) and time_at(log-SNR) their inverses
 
 Time is a real number. `Linear` is flow matching's path (Lipman et al. 2023, arXiv 2210.02747), `Cosine` the circle
-α = cos(πt/2), σ = sin(πt/2) (Albergo & Vanden-Eijnden 2023, arXiv 2209.15571), `VP` the variance-preserving SDE with
-β(t) = βmin + t (βmax − βmin) (Song et al. 2021, arXiv 2011.13456), `Exploding` the path of EDM (Karras et al. 2022,
+α = cos(πt/2), σ = sin(πt/2) (Albergo & Vanden-Eijnden 2023, arXiv 2209.15571); `VP`, `SubVP` and `VE` are the SDEs of
+Song et al. 2021 (arXiv 2011.13456), β(t) = βmin + t (βmax − βmin); `Exploding` is the path of EDM (Karras et al. 2022,
 arXiv 2206.00364): α = 1 and σ = σmax t, so that a step that is straight in t is straight in EDM's σ.
+
+Where σ(0) = σmin > 0 (`VE`, `Linear(σmin)`), t = 0 is not clean data but the data under that much noise: the law that
+the path knows best. All is finite there, so a solver ends at it by an ordinary step, and a likelihood at t = 0 is that
+law's. A ratio that a path does not reach is the time of its nearer end. (Song et al. let σ jump to 0 at t = 0.)
 
 A discrete chain β_0 … β_{T−1} (Ho et al. 2020, arXiv 2006.11239) is `Chain`: its step index i is the time
 t = (i + 1) / T, where α² is the table's ᾱ_i; t = 0 is clean data, ᾱ = 1. Between two such times the angle
@@ -35,8 +39,10 @@ Scalar = float | Tensor  # one number, or one per sample (B,)
 class Functions(Protocol):
     """What `math` and `torch` have in common."""
 
+    def asinh(self, t: Scalar, /) -> Scalar: ...
     def exp(self, t: Scalar, /) -> Scalar: ...
     def expm1(self, t: Scalar, /) -> Scalar: ...
+    def log(self, t: Scalar, /) -> Scalar: ...
     def log1p(self, t: Scalar, /) -> Scalar: ...
     def sqrt(self, t: Scalar, /) -> Scalar: ...
     def sin(self, t: Scalar, /) -> Scalar: ...
@@ -54,7 +60,14 @@ def over(a: Scalar, b: Scalar, at_zero: float = 0.0) -> Scalar:
     if isinstance(b, Tensor):
         zero = b == 0
         return torch.where(zero, at_zero, a / torch.where(zero, 1.0, b))
-    return a / b if b else a * 0 + at_zero
+    if b:
+        return a / b
+    return torch.full_like(a, at_zero) if isinstance(a, Tensor) else at_zero
+
+
+def clip(a: Scalar, low: float, high: float) -> Scalar:
+    """The value a, or the nearer of `low` and `high`."""
+    return a.clamp(low, high) if isinstance(a, Tensor) else min(max(a, low), high)
 
 
 class Path(Remembers, ABC):
@@ -78,7 +91,7 @@ class Path(Remembers, ABC):
 
     @abstractmethod
     def time(self, ratio: Scalar) -> Scalar:
-        """The time at which σ/α is `ratio` (finite, not negative)."""
+        """The time at which σ/α is `ratio` (not negative, infinite where nothing is left), else the nearer end."""
 
     @abstractmethod
     def clock(self, t: Scalar) -> Scalar:
@@ -94,6 +107,17 @@ class Path(Remembers, ABC):
         if isinstance(r, Tensor):
             return -2 * r.log()
         return -2 * math.log(r) if r > 0 else math.inf
+
+    def dlogsnr(self, t: Scalar) -> Scalar:
+        """Its derivative by t, 2 (α̇/α − σ̇/σ): −g²/σ² of the path's SDE, -inf where α or σ is 0."""
+        signal = over(self.dalpha(t), self.alpha(t), -math.inf)
+        return 2 * (signal - over(self.dsigma(t), self.sigma(t), math.inf))
+
+    def time_at(self, logsnr: Scalar) -> Scalar:
+        """The time at which the log-SNR is `logsnr` (may be infinite), else the nearer end."""
+        if isinstance(logsnr, Tensor):
+            return self.time((logsnr * -0.5).exp())
+        return self.time(math.exp(min(-logsnr / 2, 700.0)))  # not beyond the largest float
 
 
 class At:
@@ -116,22 +140,28 @@ class At:
 
 
 class Linear(Path):
-    """α = 1 − t, σ = t: straight lines from data to noise."""
+    """α = 1 − t, σ = σmin + (1 − σmin) t: straight lines from data (under noise σmin) to noise."""
+
+    def __init__(self, sigma_min: float = 0.0) -> None:
+        if not 0 <= sigma_min < 1:
+            raise UserError(f"Linear's sigma_min is {sigma_min}: use 0 (clean data at t = 0) or a little, as 1e-5.")
+        self.sigma_min, self.slope = sigma_min, 1.0 - sigma_min
 
     def alpha(self, t: Scalar) -> Scalar:
         return 1 - t
 
     def sigma(self, t: Scalar) -> Scalar:
-        return t
+        return t if self.sigma_min == 0 else t + (1 - t) * self.sigma_min  # both ends are met exactly
 
     def dalpha(self, t: Scalar) -> Scalar:
         return -1.0
 
     def dsigma(self, t: Scalar) -> Scalar:
-        return 1.0
+        return self.slope
 
     def time(self, ratio: Scalar) -> Scalar:
-        return ratio / (1 + ratio)
+        r = clip(ratio - self.sigma_min, 0.0, 1e30)  # finite: at infinity this is 1
+        return r / (1 + r)
 
     def clock(self, t: Scalar) -> Scalar:
         return t
@@ -159,40 +189,93 @@ class Cosine(Path):
         return t
 
 
-class VP(Path):
-    """α² = exp(−t βmin − t² (βmax − βmin) / 2), σ² = 1 − α²."""
+class Decay(Path):
+    """α² = exp(−B), B(t) = t βmin + t² (βmax − βmin) / 2: what the SDEs of drift −β x / 2 share."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         if not 0 < beta_min <= beta_max:
             raise UserError(
-                f"VP needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}: the paper's are 0.1, 20."
+                f"{type(self).__name__} needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}:"
+                " the paper's are 0.1, 20."
             )
         self.beta_min, self.slope = beta_min, beta_max - beta_min
 
     def _exponent(self, t: Scalar) -> Scalar:
         return -t * (self.beta_min + t * (self.slope / 2))  # log(alpha^2)
 
+    def _when(self, exponent: Scalar) -> Scalar:
+        """The time at which B is `exponent`, at most 1."""
+        b = clip(exponent, 0.0, self.beta_min + self.slope / 2)
+        return 2 * b / (self.beta_min + lib(b).sqrt(self.beta_min**2 + 2 * self.slope * b))
+
+    def beta(self, t: Scalar) -> Scalar:
+        """The SDE's β(t), in dx = −β/2 x dt + g dw."""
+        return self.beta_min + t * self.slope
+
     def alpha(self, t: Scalar) -> Scalar:
         return lib(t).exp(self._exponent(t) / 2)
 
-    def sigma(self, t: Scalar) -> Scalar:
-        return lib(t).sqrt(-lib(t).expm1(self._exponent(t)))  # expm1: no cancellation near data
-
-    def beta(self, t: Scalar) -> Scalar:
-        """The SDE's β(t), in dx = −β/2 x dt + √β dw."""
-        return self.beta_min + t * self.slope
-
     def dalpha(self, t: Scalar) -> Scalar:
         return self.beta(t) * self.alpha(t) * -0.5
+
+    def clock(self, t: Scalar) -> Scalar:
+        return t
+
+
+class VP(Decay):
+    """The variance-preserving SDE: g² = β, σ² = 1 − α²."""
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return lib(t).sqrt(-lib(t).expm1(self._exponent(t)))  # expm1: no cancellation near data
 
     def dsigma(self, t: Scalar) -> Scalar:
         alpha = self.alpha(t)
         return over(self.beta(t) * alpha * alpha * 0.5, self.sigma(t), math.inf)
 
     def time(self, ratio: Scalar) -> Scalar:
-        m = lib(ratio)
-        exponent = m.log1p(ratio * ratio)
-        return 2 * exponent / (self.beta_min + m.sqrt(self.beta_min**2 + 2 * self.slope * exponent))
+        return self._when(lib(ratio).log1p(ratio * ratio))
+
+
+class SubVP(Decay):
+    """The sub-VP SDE: g² = β (1 − α⁴), σ = 1 − α²."""
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return -lib(t).expm1(self._exponent(t))
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return self.beta(t) * lib(t).exp(self._exponent(t))
+
+    def time(self, ratio: Scalar) -> Scalar:
+        return self._when(2 * lib(ratio).asinh(ratio / 2))  # 2 sinh(B/2) = 1/α − α = σ/α
+
+
+class VE(Path):
+    """The variance-exploding SDE: α = 1, σ = σmin (σmax/σmin)^t, its log-SNR straight in t.
+
+    The paper's σ are for data in [0, 1], and σmax of the order of the largest distance between two samples.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise UserError(
+                f"VE needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}: the paper's are 0.01, 50."
+            )
+        self.sigma_min, self.sigma_max, self.log = sigma_min, sigma_max, math.log(sigma_max / sigma_min)
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return torch.ones_like(t) if isinstance(t, Tensor) else 1.0
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return lib(t).exp(t * self.log) * self.sigma_min
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return 0.0
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return self.sigma(t) * self.log
+
+    def time(self, ratio: Scalar) -> Scalar:
+        return lib(ratio).log(clip(ratio, self.sigma_min, self.sigma_max) / self.sigma_min) / self.log
 
     def clock(self, t: Scalar) -> Scalar:
         return t
@@ -217,7 +300,7 @@ class Exploding(Path):
         return self.sigma_max
 
     def time(self, ratio: Scalar) -> Scalar:
-        return ratio / self.sigma_max
+        return clip(ratio / self.sigma_max, 0.0, 1.0)
 
     def clock(self, t: Scalar) -> Scalar:
         return t
@@ -234,6 +317,11 @@ class Chain(Path):
         self.abar, self.steps = abar, len(abar)
         self.angles: list[float] = [0.0, *torch.atan2((1 - abar).sqrt(), abar.sqrt()).tolist()]
         self._tables: dict[torch.device, Tensor] = {}
+
+    @property
+    def betas(self) -> Tensor:
+        """The chain's β_i = 1 − ᾱ_i / ᾱ_{i−1}, (T,) float64."""
+        return 1 - self.abar / torch.cat((self.abar.new_ones(1), self.abar[:-1]))
 
     def index(self, t: float) -> float:
         """The step index of a time, T t − 1; -1 is clean data."""

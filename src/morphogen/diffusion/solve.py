@@ -198,7 +198,7 @@ class DDIM(Step):
             return field.predict(x, t, alpha, sigma, cond)
         var = self.eta**2 * posterior(field.path, t, s)[2]
         n = _draw(x, _power(var, 0.5), t, s, noise)
-        return n.add_(field.predict(x, t, alpha, _power(sigma * sigma - var, 0.5), cond))
+        return n + field.predict(x, t, alpha, _power(sigma * sigma - var, 0.5), cond)
 
 
 class Ancestral(Step):
@@ -217,7 +217,7 @@ class Ancestral(Step):
         mean: Tensor = affine(1.0, field.predict(x, t, a, 0.0, cond), spread(b, x), x)
         if not isinstance(small, Tensor) and small <= 0 and t >= s:
             return mean
-        return _draw(x, _power(small, (1 - self.v) / 2) * _power(large, self.v / 2), t, s, noise).add_(mean)
+        return _draw(x, _power(small, (1 - self.v) / 2) * _power(large, self.v / 2), t, s, noise) + mean
 
 
 def _power(c: Scalar, exponent: float) -> Scalar:

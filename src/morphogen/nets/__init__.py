@@ -2,15 +2,21 @@
 
 from .attention import SelfAttention
 from .conv import Downsample, ResidualBlock, Upsample
+from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .mlp import MLP
 from .resnet import Reader, ResNet, SpeedNet
+from .transformer import Attention, CrossAttention, FeedForward
 from .unet import UNet
 
 __all__ = [
     "MLP",
+    "Attention",
     "ClassEmbedding",
+    "CrossAttention",
+    "DiT",
     "Downsample",
+    "FeedForward",
     "Reader",
     "ResNet",
     "ResidualBlock",

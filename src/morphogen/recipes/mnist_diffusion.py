@@ -1,0 +1,51 @@
+"""Class-conditional diffusion on MNIST with a U-Net, in ten minutes on two cores."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..experiment import Data, Experiment
+
+
+def mnist_diffusion(
+    preset: Literal["edm", "flow_matching", "rectified_flow", "stochastic_interpolant", "ddpm", "score_sde_vp"] = "edm",
+    steps: int = 600,
+    width: int = 24,
+    batch: int = 128,
+    lr: float = 2e-3,
+    dropout: float = 0.1,
+    guidance: float = 1.5,
+    samples: int = 15,
+) -> Experiment:
+    """A U-Net learns to draw the digits 0 to 9 as asked, from MNIST's 60,000 of 28x28 pixels.
+
+    preset: which diffusion. steps: training steps. width: channels of the U-Net's first level. batch: digits a step.
+    lr: the largest learning rate. dropout: in the U-Net. guidance: of the pictures drawn on the way; 1 is none.
+    samples: steps of DPM-Solver++ by which they are drawn.
+    """
+    from ..average import EMA
+    from ..data.mnist import MNIST, space
+    from ..data.source import Shuffled
+    from ..diffusion.presets import PRESETS
+    from ..heldout import HeldOut
+    from ..hooks import SampleGrid
+    from ..nets.unet import UNet
+    from ..optim import AdamW, Cosine
+    from ..train import Trainer
+
+    net = UNet(1, widths=(width, 2 * width, 4 * width), depth=1, attention=(2,), classes=10, dropout=dropout)
+    model = PRESETS[preset](net, (1, 28, 28))
+    options = {"guidance": guidance, "solver": "dpmpp-2m", "steps": samples}
+    grid = SampleGrid(every=max(1, steps // 4), n=40, wishes={"label": [*range(10)] * 4}, options=options, columns=10)
+    trainer = Trainer(
+        steps,
+        optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=steps // 20)),
+        clip=1.0,
+        dtype="bfloat16",
+        ema=EMA(0.995),
+        heldout=HeldOut(every=max(1, steps // 4), batch=500, limit=2000),
+        hooks=(grid,),
+        save_every=max(1, steps // 10),
+        log_every=10,
+    )
+    return Experiment(model, Data(Shuffled(MNIST("train"), batch), MNIST("test"), space()), trainer)
