@@ -131,7 +131,7 @@ def morphogen(part: str) -> Work:
     def train() -> None:
         trainer = Trainer(10**9, optim=AdamW(LR), log_every=50, save_every=10**9)
         source: Source = Shuffled(Tensors(x), BATCH)
-        source = Gated(OptimalTransport(source, workers=1) if part == "OT" else source)
+        source = Gated(OptimalTransport(source) if part == "OT" else source)
         trainer.fit(model, Data(source), run=tempfile.mkdtemp(), device="cpu", voice=Voice())
 
     @torch.no_grad()

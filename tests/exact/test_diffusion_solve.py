@@ -278,39 +278,6 @@ def quantiles(n):
     return x[torch.searchsorted(cdf / cdf[-1], (torch.arange(n, dtype=f64) + 0.5) / n).clamp(max=40_000), 0]
 
 
-@pytest.mark.parametrize(
-    ("path", "grid"),
-    [
-        (P.Linear(), G.Uniform()),
-        (P.Cosine(), G.Uniform()),
-        (P.VP(), G.LogSNR(1.0, 1e-4)),
-        (P.Exploding(), G.Karras()),
-        (P.LinearBetas(), G.Trailing()),
-        (P.LinearBetas(), G.Linspace()),
-        (P.CosineBetas(), G.LogSNR(0.99, 1e-3)),
-        (P.ZeroTerminal(P.ScaledLinearBetas()), G.Trailing()),
-    ],
-    ids=lambda v: type(v).__name__,
-)
-@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"langevin"}))  # (biased at a finite step)
-def test_every_solver_samples_the_mixture(path, grid, name):
-    """W1 ≤ 0.02 to the exact mixture at 200 evaluations (deterministic solvers; noise costs more steps)."""
-    field = Mixture(path, *LAW)
-    step, size = SOLVERS[name], 4000
-    counted = Counted(path, [[0.0]], [1.0])
-    step.begin()(counted, torch.ones(1, 1, dtype=f64), 0.6, 0.599, {}, Noise.seeded(0, 1))
-    n = 200 // counted.calls
-    u = (torch.arange(size, dtype=f64) + 0.5) / size
-    if name in STOCHASTIC:
-        z = Noise.seeded(5, size).normal(1, dtype=f64)
-    else:
-        z = (math.sqrt(2) * torch.erfinv(2 * u - 1))[:, None]
-    times = grid(path, n)
-    x = S.solve(field, z * path.sigma(float(times[0])), times, step=step, noise=Noise.seeded(6, size))
-    w1 = (x[:, 0].sort().values - quantiles(size)).abs().mean().item()
-    assert w1 <= (0.05 if name in STOCHASTIC else 0.02)  # 4000 independent points lie within 0.05 of their law
-
-
 @pytest.mark.parametrize("step", [S.Ancestral(), S.Ancestral(1.0), S.DDIM(0.5), S.DDIM(1.0)])
 @pytest.mark.parametrize("path", [P.Linear(), P.VP(), P.Exploding()], ids=lambda p: type(p).__name__)
 def test_stochastic_solvers_converge_to_the_variance(path, step):

@@ -176,7 +176,11 @@ def test_assets_travel_by_hash(tmp_path):
 def test_differences_are_named():
     a, b = spec(Box(Layer(width=4), size=1)), spec(Box(Layer(width=5), 9, size=2))
     assert differences(a, a) == []
-    assert differences(a, b) == ["content.width: 4 there, 5 here", "size: 1 there, 2 here", "rest: absent there, [9] here"]
+    assert differences(a, b) == [
+        "content.width: 4 there, 5 here",
+        "size: 1 there, 2 here",
+        "rest: absent there, [9] here",
+    ]
     assert differences(spec(Box(Layer())), spec(Box(AdamW()))) == ["content: Layer there, AdamW here"]
     assert differences(spec(Box({"a": 1})), spec(Box({"b": 1}))) == [
         "content.a: 1 there, absent here",

@@ -267,6 +267,8 @@ class Dopri5(Step):
     Raises UserError as `integrate` does; max_steps is for one interval.
     """
 
+    intervals = 1
+
     def __init__(
         self,
         rtol: float = 1e-5,

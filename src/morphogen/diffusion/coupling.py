@@ -174,7 +174,7 @@ def _plan(x: Any, z: Any) -> Any:
     return _solver()(cost)[1].astype(np.int64, copy=False)
 
 
-_STAGES = ((0.1, 10), (0.03, 15), (0.01, 15))  # temperatures, as shares of the mean cost, and iterations
+_TEMPERATURES, _ITERATIONS = (0.1, 0.03, 0.01), 8  # shares of the mean cost
 
 
 def _reduced(cost: Any) -> Any:
@@ -182,11 +182,13 @@ def _reduced(cost: Any) -> Any:
     cost = _transformed(cost)
     if len(cost) < 2 or not (mean := cost.mean()):
         return cost
-    for share, iterations in _STAGES:
+    for share in _TEMPERATURES:
         heat = share * mean
-        kernel = np.exp(cost / -heat)  # a one in each row and column, so that nothing below is divided by zero
-        a = np.ones(len(cost))
-        for _ in range(iterations):
+        # single precision will do for potentials: there is a one in each row and column, so that nothing is divided by
+        # zero, and an iteration scales by B at most, B^8 < 1e38
+        kernel = np.exp((cost / -heat).astype(np.float32))
+        a = np.ones(len(cost), np.float32)
+        for _ in range(_ITERATIONS):
             b = 1 / np.einsum("ij,i->j", kernel, a)
             a = 1 / np.einsum("ij,j->i", kernel, b)
         cost = _transformed(cost - heat * np.log(a)[:, None] - heat * np.log(b))
@@ -195,7 +197,8 @@ def _reduced(cost: Any) -> Any:
 
 def _transformed(cost: Any) -> Any:
     cost = cost - cost.min(1, keepdims=True, initial=np.inf)
-    return cost - cost.min(0, initial=np.inf)
+    cost -= cost.min(0, initial=np.inf)
+    return cost
 
 
 def _solver() -> Any:

@@ -146,9 +146,8 @@ class Diffusion(Model, Field):
         if n == 0:
             return like.new_zeros(0, *self.shape)
         stepper = _named("solver", solver, SOLVERS, self.sampler.solver)
-        times = _named("grid", grid, GRIDS, self.sampler.grid)(
-            self.path, self.sampler.steps if steps is None else steps
-        )
+        count = steps or (stepper.intervals if solver is not None else None) or self.sampler.steps
+        times = _named("grid", grid, GRIDS, self.sampler.grid)(self.path, count)
         field: Field = self
         if weak is not None:
             field = autoguided(self, weak, guidance, interval=interval)

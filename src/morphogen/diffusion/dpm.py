@@ -39,7 +39,7 @@ from ..errors import UserError
 from .field import Cond, Field, affine, spread
 from .multistep import End, Multistep, Past, combine, ends, weights
 from .path import At, Path, Scalar, lib
-from .solve import Step, _draw, _power
+from .solve import Step, drawn, power
 
 
 def moments(H: float, n: int) -> list[float]:
@@ -67,7 +67,7 @@ def _first(
     if eta == 0 or there.sigma == 0:
         return field.predict(x, t, there.alpha, there.sigma, cond)
     kept = math.exp(-eta * h)
-    n = _draw(x, there.sigma * _power(1 - kept * kept, 0.5), t, s, noise)
+    n = drawn(x, there.sigma * power(1 - kept * kept, 0.5), t, s, noise)
     return n + field.predict(x, t, there.alpha, there.sigma * kept, cond)
 
 
@@ -107,7 +107,7 @@ class _DPMWalk(Step):
         y = combine(c, x, w, self.past.answers)
         if self.eta == 0:
             return y
-        return _draw(x, there.sigma * _power(-math.expm1(-2 * self.eta * h), 0.5), t, s, noise) + y
+        return drawn(x, there.sigma * power(-math.expm1(-2 * self.eta * h), 0.5), t, s, noise) + y
 
 
 def guess(nodes: list[float], H: float) -> list[float]:

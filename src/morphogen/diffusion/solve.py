@@ -92,8 +92,11 @@ def solve(
 class Step(Remembers, ABC):
     """A solver: `step(field, x, t, s, cond, noise)` is x (B, ...) at time t taken to time s.
 
-    t and s are floats or tensors (B,).
+    t and s are floats or tensors (B,). intervals: how many of them a grid should have for it where nobody says, as 1
+    for a solver that chooses its own steps.
     """
+
+    intervals: int | None = None
 
     @abstractmethod
     def __call__(
@@ -170,7 +173,7 @@ def posterior(path: Path, t: Scalar, s: Scalar) -> tuple[Scalar, Scalar, Scalar,
     return alpha_s * new, kept * over(sigma_s, sigma), new * sigma_s * sigma_s, new * sigma * sigma
 
 
-def _draw(x: Tensor, scale: Scalar, t: Scalar, s: Scalar, noise: Noise | None) -> Tensor:
+def drawn(x: Tensor, scale: Scalar, t: Scalar, s: Scalar, noise: Noise | None) -> Tensor:
     """Noise `scale` n, with n (B, ...) standard normal."""
     if not isinstance(t, Tensor) and not isinstance(s, Tensor) and s > t:
         raise UserError(
@@ -197,8 +200,8 @@ class DDIM(Step):
         if self.eta == 0 or (not isinstance(sigma, Tensor) and sigma == 0):
             return field.predict(x, t, alpha, sigma, cond)
         var = self.eta**2 * posterior(field.path, t, s)[2]
-        n = _draw(x, _power(var, 0.5), t, s, noise)
-        return n + field.predict(x, t, alpha, _power(sigma * sigma - var, 0.5), cond)
+        n = drawn(x, power(var, 0.5), t, s, noise)
+        return n + field.predict(x, t, alpha, power(sigma * sigma - var, 0.5), cond)
 
 
 class Ancestral(Step):
@@ -217,10 +220,10 @@ class Ancestral(Step):
         mean: Tensor = affine(1.0, field.predict(x, t, a, 0.0, cond), spread(b, x), x)
         if not isinstance(small, Tensor) and small <= 0 and t >= s:
             return mean
-        return _draw(x, _power(small, (1 - self.v) / 2) * _power(large, self.v / 2), t, s, noise) + mean
+        return drawn(x, power(small, (1 - self.v) / 2) * power(large, self.v / 2), t, s, noise) + mean
 
 
-def _power(c: Scalar, exponent: float) -> Scalar:
+def power(c: Scalar, exponent: float) -> Scalar:
     """c^exponent of a variance that rounding may have made negative, and 0 where it is 0."""
     if isinstance(c, Tensor):
         return torch.where(c > 0, c.clamp(min=0) ** exponent, 0.0)

@@ -33,7 +33,7 @@ from ..core import NONE, Noise
 from ..errors import UserError
 from .field import Cond, Field, affine, spread
 from .path import Path, Scalar, over
-from .solve import Step, _draw, _power
+from .solve import Step, drawn, power
 
 
 def g_squared(path: Path, t: Scalar) -> Scalar:
@@ -141,8 +141,8 @@ def _stage(
     ahead = moved if quiet is True else moved + kept
     if strength == 0:
         return ahead, 0.0
-    drawn = _draw(x, _either(quiet, 0.0, _power(var * (t - s), 0.5)), t, s, noise)
-    return ahead + drawn, drawn
+    new = drawn(x, _either(quiet, 0.0, power(var * (t - s), 0.5)), t, s, noise)
+    return ahead + new, new
 
 
 class Churn(Step):
@@ -187,8 +187,8 @@ class Churn(Step):
         up = _either(rises, up, t)  # a chain has no later time than its last: what is reached is read again
         keep = _either(rises, over(path.alpha(up), path.alpha(t)), 1.0)
         var = path.sigma(up) ** 2 - (keep * path.sigma(t)) ** 2
-        drawn = _draw(x, self.inflate * _either(rises, _power(var, 0.5), 0.0), t, s, noise)
-        return torch.addcmul(drawn, x, spread(keep, x)) if isinstance(keep, Tensor) else drawn.add_(x, alpha=keep), up
+        new = drawn(x, self.inflate * _either(rises, power(var, 0.5), 0.0), t, s, noise)
+        return torch.addcmul(new, x, spread(keep, x)) if isinstance(keep, Tensor) else new.add_(x, alpha=keep), up
 
 
 class AnnealedLangevin(Step):
@@ -225,7 +225,7 @@ class AnnealedLangevin(Step):
             return x
         pull, push = -self.size * sigma, math.sqrt(2 * self.size) * sigma
         for _ in range(self.steps):
-            x = x + field.predict(x, s, 0.0, pull, cond) + _draw(x, push, t, s, noise)
+            x = x + field.predict(x, s, 0.0, pull, cond) + drawn(x, push, t, s, noise)
         return x
 
 

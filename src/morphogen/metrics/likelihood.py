@@ -85,7 +85,8 @@ def likelihoods(
 
     method: "log_prob" (`LogProb`) or "elbo" (`Bounds`). volume: log-volume of an x's quantisation cell, `space.volume`.
     n: the first n items after a shuffle under `seed` (all where None). chunk: items at a time. progress: told how many
-    are done. options: further keywords of the method, the model's own. The model is in evaluation mode meanwhile; the noise of item i depends on seed and i alone.
+    are done. options: further keywords of the method, the model's own.
+    The model is in evaluation mode meanwhile; the noise of item i depends on seed and i alone.
     Raises UserError where there is no item, where the model lacks the method, or where a value is not a number.
     """
     if method not in METHODS or not can(model, METHODS[method]):

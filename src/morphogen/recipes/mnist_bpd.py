@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..experiment import Data, Experiment
 
 
-def mnist_bpd(steps: int = 600, width: int = 24, batch: int = 128, lr: float = 2e-3) -> Experiment:
+def mnist_bpd(steps: int = 1000, width: int = 40, batch: int = 128, lr: float = 2e-3) -> Experiment:
     """A U-Net learns the density of MNIST's dequantised pixels by the weights of the variational bound.
 
     steps: training steps. width: channels of the U-Net's first level. batch: digits a step. lr: the largest learning
@@ -18,11 +18,12 @@ def mnist_bpd(steps: int = 600, width: int = 24, batch: int = 128, lr: float = 2
     from ..diffusion import vdm
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
+    from ..nets.patch import Patched
     from ..nets.unet import UNet
     from ..optim import AdamW, Cosine
     from ..train import Trainer
 
-    net = UNet(1, widths=(width, 2 * width, 4 * width), depth=1, attention=(2,))
+    net = Patched(UNet(4, widths=(width, 2 * width), depth=1, attention=(1,)), 2)
     model = vdm(net, (1, 28, 28))
     source = Augmented(Shuffled(MNIST("train"), batch), (Dequantise(),))
     trainer = Trainer(

@@ -9,8 +9,8 @@ from ..experiment import Data, Experiment
 
 def mnist_diffusion(
     preset: Literal["edm", "flow_matching", "rectified_flow", "stochastic_interpolant", "ddpm", "score_sde_vp"] = "edm",
-    steps: int = 600,
-    width: int = 24,
+    steps: int = 1000,
+    width: int = 40,
     batch: int = 128,
     lr: float = 2e-3,
     dropout: float = 0.1,
@@ -29,11 +29,12 @@ def mnist_diffusion(
     from ..diffusion.presets import PRESETS
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
+    from ..nets.patch import Patched
     from ..nets.unet import UNet
     from ..optim import AdamW, Cosine
     from ..train import Trainer
 
-    net = UNet(1, widths=(width, 2 * width, 4 * width), depth=1, attention=(2,), classes=10, dropout=dropout)
+    net = Patched(UNet(4, widths=(width, 2 * width), depth=1, attention=(1,), classes=10, dropout=dropout), 2)
     model = PRESETS[preset](net, (1, 28, 28))
     options = {"guidance": guidance, "solver": "dpmpp-2m", "steps": samples}
     grid = SampleGrid(every=max(1, steps // 4), n=40, wishes={"label": [*range(10)] * 4}, options=options, columns=10)
