@@ -24,11 +24,11 @@ REG = Registry(
     needs={"torchdiffeq": ("torchdiffeq",)},
     pairs=[
         *(
-            (f"morphogen {kind} {net}", f"torchdiffeq {net}", None)
+            (f"morphogen {kind} {net}", f"torchdiffeq {net}", 1.0)
             for net in ("mlp", "free")
             for kind in ("joint", "own")
         ),
-        ("morphogen field mlp", "torchdiffeq mlp", None),
+        ("morphogen field mlp", "torchdiffeq mlp", 1.0),
     ],
 )
 

@@ -27,11 +27,11 @@ REG = Registry(
     rtol=1e-4,
     needs={"torchcfm": ("torchcfm",), "flow_matching": ("flow_matching",)},
     pairs=[
-        ("morphogen", "torchcfm", None),
-        ("morphogen", "flow_matching", None),
+        ("morphogen", "torchcfm", 1.0),
+        ("morphogen", "flow_matching", 1.0),
         ("morphogen", "plain", None),
         ("morphogen sampler", "plain", None),
-        ("morphogen OT", "torchcfm OT", None),
+        ("morphogen OT", "torchcfm OT", 1 / 1.3),
     ],
 )
 CONFIG = {"batch": BATCH, "width": WIDTH, "drawn": DRAWN, "optim": "AdamW fused", "euler steps": STEPS}

@@ -29,8 +29,8 @@ REG = Registry(
     rtol=2e-3,  # of a gradient, summed in another order
     needs={"diffusers": ("diffusers",)},
     pairs=[
-        (f"morphogen/{mode}/{dtype}", f"diffusers/{peer}/{dtype}", None)
-        for dtype in ("fp32", "bf16")
+        (f"morphogen/{mode}/{dtype}", f"diffusers/{peer}/{dtype}", bound)
+        for dtype, bound in (("fp32", 1 / 1.1), ("bf16", 1 / 1.2))
         for mode in ("eager", "compile")
         for peer in ("eager", "compile")
     ],

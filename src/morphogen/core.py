@@ -313,12 +313,16 @@ def keys(index: Tensor, *parts: int) -> Tensor:
 # and products have the same bits in both; log, sqrt, cos and sin are torch's everywhere.
 
 
+_30, _27, _31, _C1_here, _C2_here = (np.uint64(c) for c in (30, 27, 31, _C1, _C2))
+
+
 def _mix_here(z: Any) -> Any:
     """`_mix` on a numpy array of uint64."""
-    for shift, factor in ((30, _C1), (27, _C2), (31, None)):
-        z ^= z >> np.uint64(shift)
-        if factor is not None:
-            z *= np.uint64(factor)
+    z ^= z >> _30
+    z *= _C1_here
+    z ^= z >> _27
+    z *= _C2_here
+    z ^= z >> _31
     return z
 
 
@@ -340,16 +344,18 @@ def _box_muller(z: Tensor) -> Tensor:
     return torch.cat((radius * angle.cos(), radius.mul_(angle.sin_())), 1)
 
 
-def _box_muller_here(z: Tensor) -> Tensor:
-    """`_box_muller` on a CPU."""
+def _box_muller_here(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """`_box_muller` on a CPU, rounded to `dtype` where that is single precision."""
     words, (b, m) = z.numpy(), z.shape
-    u = (words >> 32) + (2.0**31 + 0.5)
-    u *= 2.0**-32
-    radius = torch.from_numpy(u).log_().mul_(-2).sqrt_().numpy()
+    radius = (words >> 32) + (2.0**31 + 0.5)
+    radius *= 2.0**-32
+    shared = torch.from_numpy(radius).log_()
+    radius *= -2.0
+    shared.sqrt_()
     angle = torch.from_numpy((words & 0xFFFFFFFF) * (2 * torch.pi * 2.0**-32))
-    pair = np.empty((b, 2 * m))
-    np.multiply(radius, angle.cos().numpy(), out=pair[:, :m])
-    np.multiply(radius, angle.sin_().numpy(), out=pair[:, m:])
+    pair = np.empty((b, 2 * m), np.float32 if dtype == torch.float32 else np.float64)
+    np.multiply(radius, angle.cos().numpy(), out=pair[:, :m], casting="same_kind")
+    np.multiply(radius, angle.sin_().numpy(), out=pair[:, m:], casting="same_kind")
     return torch.from_numpy(pair)
 
 
@@ -377,8 +383,8 @@ class Noise:
         offset = (self._draws * 0xD1342543DE82EF95) & _MASK  # draws live far apart in the stream
         self._draws += 1
         if self.key.is_cpu:
-            stream = self.key.numpy().view(np.uint64) + np.uint64(offset)
-            return torch.from_numpy(_mix_here(stream[:, None] + _ladder_here(n)).view(np.int64))
+            stream = self.key.numpy().view(np.uint64)[:, None] + (_ladder_here(n) + np.uint64(offset))
+            return torch.from_numpy(_mix_here(stream).view(np.int64))
         return _mix((self.key + _signed(offset))[:, None] + _ladder(n, self.key.device))
 
     def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -401,8 +407,11 @@ class Noise:
         """(B, *shape) standard normal, by Box-Muller on pairs of 32-bit uniforms."""
         n = _product(shape)
         z = self.bits((n + 1) // 2)  # (B, ceil(n / 2))
-        pair = _box_muller_here(z) if z.is_cpu else _box_muller(z)
-        return pair[:, :n].to(dtype or torch.get_default_dtype()).view(len(self), *shape)
+        dtype = dtype or torch.get_default_dtype()
+        pair = _box_muller_here(z, dtype) if z.is_cpu else _box_muller(z)
+        if n % 2:
+            pair = pair[:, :n].contiguous()
+        return pair.to(dtype).view(len(self), *shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """(B, *shape) integers uniform on 0 .. high - 1 (high at most 2^24)."""

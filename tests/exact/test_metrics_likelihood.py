@@ -10,9 +10,10 @@ from torch import Tensor
 
 from morphogen import UserError
 from morphogen.core import Model, Noise, keys
+from morphogen.data.densities import Drawn, Gaussians
 from morphogen.data.items import Tensors
 from morphogen.data.space import Pictures
-from morphogen.metrics.likelihood import bits_per_dim, dequantised, likelihoods
+from morphogen.metrics.likelihood import bits_per_dim, dequantised, likelihoods, mean_of
 
 
 class Steps(Model):
@@ -132,6 +133,58 @@ def test_dequantised_pixels_stay_in_their_cells(levels):
     assert u.mean().abs() < 4 / 12**0.5 / 3000**0.5
     assert (((y + 1) / cell).round() == ((x + 1) / cell).round()).float().mean() > 0.999
     assert torch.equal(dequantised(x, 0.0, Noise.seeded(0, 500)), x)
+
+
+# ---- distance from a known density ---------------------------------------------------------------------------------
+
+
+def field_model(mean: float, std: float) -> Model:
+    """A model that says the exact density of N(mean, std²) in the plane, blurred by no more than a flow's end."""
+    from morphogen.diffusion import field as F
+    from morphogen.diffusion import likelihood as L
+    from morphogen.diffusion import path as P
+
+    class Exactly(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.field = F.gaussian(P.Linear(), mean, std)
+
+        def log_prob(self, x, cond=None):
+            return L.log_density(self.field, x.double(), integrator=L.Fixed(60))
+
+    return Exactly()
+
+
+def kl(model: Model, items: Drawn, n: int):
+    said = likelihoods(model, items, n=n, seed=2)
+    return mean_of(items.density.log_prob(items.take(said.items)["x"].double()) - said.each, "")
+
+
+def test_the_kl_of_the_truth_is_0_and_of_another_law_the_known_one():
+    truth, n = Gaussians([(0.5, 0.5)], 0.8), 3000
+    items = Drawn(truth, 4000, seed=5)
+    none = kl(field_model(0.5, 0.8), items, n)
+    assert none.low - 1e-4 <= 0 <= none.high + 1e-4  # σ/α = 0.001 blurs by that much at most
+    assert none.high - none.low < 0.01  # item by item, not a difference of two means of 3000
+    wrong = kl(field_model(0.2, 1.1), items, n)
+    known = 2 * (math.log(1.1 / 0.8) + (0.8**2 + 0.3**2) / (2 * 1.1**2) - 0.5)
+    assert wrong.low < known < wrong.high
+    assert wrong.high - wrong.low < 0.1 < known
+    assert wrong.n == n
+
+
+def test_items_are_those_that_were_measured():
+    items = Drawn(Gaussians([(0.0, 3.0), (4.0, 0.0)], 0.5), 300, seed=1)
+
+    class Truth(Model):
+        def log_prob(self, x, cond=None):
+            return items.density.log_prob(x.double(), cond)
+
+    for n in (1, 7, 300, None):
+        said = likelihoods(Truth(), items, n=n, seed=4, chunk=5)
+        batch = items.take(said.items)
+        assert torch.equal(said.each, items.density.log_prob(batch["x"].double(), batch["cond"]))
+        assert len(said.items.unique()) == len(said.each) == (n or 300)
 
 
 def test_mistakes():

@@ -111,6 +111,10 @@ MISTAKES = [
     Mistake("sample {run} --with {own} --out {own}/a.png", ("tiny.py",)),
     Mistake("sample {run} --with {own} --columns 0", ("--columns 0",)),
     Mistake("sample {run} --with {own} --device tpu", ("'tpu'", "cpu")),
+    Mistake("sample {run} --with {own} --film strip", ("'strip'", ".png")),
+    Mistake("sample {run} --with {own} --film {tmp}/f.png", ("--film needs", "Blurs is none")),
+    Mistake("sample {run} --with {own} --weak {run} --negative 3", ("--negative and --weak need", "leave them out")),
+    Mistake("sample {run} --with {own} --solvers heun", ("--solvers needs", "Blurs is none")),
     Mistake("sample {reader}", ("Classifier cannot sample", "sample(")),
     Mistake("sample {reader} --guidance 2", ("flag of Classifier '--guidance'",)),
     # evaluation

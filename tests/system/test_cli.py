@@ -249,7 +249,7 @@ def test_samples_depend_on_seed_and_place_alone(world: dict[str, str], capsys: p
 
 def test_a_generator_is_measured(world: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     typed = f"evaluate {world['run']} --with {world['own']} --n 60 --judge {world['reader']} --guidance 1.25"
-    assert run(f"{typed} --bits-per-dim 50") == 0
+    assert run(f"{typed} --likelihood 50") == 0
     page = json.loads(Path(world["run"], "evaluation.json").read_text())
     assert page["options"] == {"guidance": 1.25}
     assert page["n"] == 60
@@ -278,7 +278,7 @@ def test_the_likelihood_is_that_of_the_formula(world: dict[str, str]) -> None:
     assert run(typed) == 0
     page = json.loads(Path(world["run"], "evaluation.json").read_text())
     assert "log_prob" not in page["measures"]  # which takes minutes for some models: only when asked
-    assert run(f"{typed} --bits-per-dim -1") == 0
+    assert run(f"{typed} --likelihood -1") == 0
     page = json.loads(Path(world["run"], "evaluation.json").read_text())
     model = load(world["run"], modules=[load_file(Path(world["own"]))]).model
     batch = Digits("test").take(torch.arange(360))

@@ -1,8 +1,9 @@
 """`morphogen evaluate`: what a run is worth, each number with its interval and its receipt.
 
-A classifier is held against its test items. A generator's samples are held against real data: with classes, by a judge
-(are they what was asked for, can one learn from them, how far are the judge's features of them from those of real
-items); without, by the values themselves. Whatever has a likelihood is measured by that too.
+A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
+was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
+values themselves. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
+likelihood is measured by that too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 from . import recipe as recipes
 from .context import Context, data_root
-from .sample import load_run, options_of, plain_options
+from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns
 from .train import fit as fit_run
 from .train import temporary
@@ -38,7 +39,7 @@ def evaluate(
     *,
     n: int = 1000,
     judge: Path | None = None,
-    bits_per_dim: int = 0,
+    likelihood: int = 0,
     seed: int = 0,
     checkpoint: str = "newest",
     device: str | None = None,
@@ -48,21 +49,23 @@ def evaluate(
     """Measure a run: its classifier, or its samples and likelihoods, with intervals.
 
     run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
-    unless flags say otherwise. judge: the run of a classifier that reads the samples (default: for the digits, one that
-    is trained once and kept in the cache folder). bits_per_dim: on how many test items the likelihood is measured, -1
-    for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples. checkpoint: newest, best or
-    a step.
+    unless flags say otherwise; 0 for the likelihood alone. judge: the run of a classifier that reads the samples
+    (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
+    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples.
+    checkpoint: newest, best or a step.
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
-    if n < 2:
-        raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000.")
+    if n < 0 or n == 1:
+        raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
+    if n == 0 and judge is not None:
+        raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     with _root(data_root):
         modules = recipes.load_files(with_)
         loaded = load_run(context, run, checkpoint, device, modules)
         options = options_of(context, loaded)
         reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
-        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, bits_per_dim=bits_per_dim)
+        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, likelihood=likelihood)
     from ..report import write
     from .receipts import write_json
 
@@ -83,7 +86,7 @@ def measure_run(
     judge: Run | None,
     seed: int,
     options: dict[str, Any],
-    bits_per_dim: int = 0,
+    likelihood: int = 0,
 ) -> dict[str, Any]:
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
@@ -99,12 +102,14 @@ def measure_run(
         raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
     if can(run.model, Judge):
         measures |= _read_well(run, test)
-    if can(run.model, Samples):
+    if can(run.model, Samples) and not n and not likelihood:
+        raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
+    if can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
-    if bits_per_dim:
-        found, page["likelihood_seconds"] = _likelihoods(context, run, test, bits_per_dim, seed)
+    if likelihood:
+        found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, seed)
         measures |= found
     heldout = held_out(run, test)
     return page | {
@@ -147,17 +152,20 @@ def _device(run: Run) -> Any:
 def _likelihoods(
     context: Context, run: Run, test: Items, n: int, seed: int
 ) -> tuple[dict[str, Measure], dict[str, float]]:
-    """Log-likelihood of n held-out items (nats), and bits per dimension where x is quantised; how long each took."""
-    from ..core import can
-    from ..metrics.likelihood import METHODS, SaysHow, likelihoods
+    """Log-likelihood of n held-out items (nats), bits per dimension where x is quantised, and the distance from the
+    truth where it is known; how long each took.
+    """
+    from ..core import can, each
+    from ..data.densities import Drawn
+    from ..metrics.likelihood import METHODS, SaysHow, likelihoods, mean_of
 
     if n < -1 or n == 1:
-        raise UserError(f"--bits-per-dim {n} has no interval: take 2 or more test items, or -1 for all of them.")
+        raise UserError(f"--likelihood {n} has no interval: take 2 or more test items, or -1 for all of them.")
     methods = [method for method, protocol in METHODS.items() if can(run.model, protocol)]
     if not methods:
         raise UserError(
             f"The run {str(run.path)!r} is a {type(run.model).__name__}, which has no likelihood and no bound of one:"
-            " leave --bits-per-dim out."
+            " leave --likelihood out."
         )
     volume = run.space.volume if run.space is not None else 0.0
     count = len(test) if n == -1 else min(n, len(test))
@@ -180,6 +188,11 @@ def _likelihoods(
         found[method], seconds[method] = said.nats, round(said.seconds, 3)
         if said.bits is not None:
             found["bits/dim" if method == "log_prob" else "bits/dim (bound)"] = said.bits
+        if isinstance(test, Drawn) and method == "log_prob":
+            batch = each(test.take(said.items), lambda t: t.double() if t.is_floating_point() else t)
+            told = batch["cond"] if knows_labels(run.model) else None  # the density of what the model was told
+            truth = test.density.log_prob(batch["x"], told)
+            found["KL"] = mean_of(truth - said.each, "nats from the known density, normal interval")
     return found, seconds
 
 
@@ -195,55 +208,81 @@ def _samples(
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    train = _items(run)
+    seen = _seen(run, test)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
     judging = _judge(context, judge, kind) if labelled else None
     if judge is not None and not labelled:
         raise UserError(f"The data of {str(run.path)!r} have no classes for a judge to read: leave --judge out.")
-    asked = torch.arange(n) % len(run.space.classes) if labelled else None  # type: ignore[union-attr]
+    asked = None
+    if labelled and knows_labels(run.model):
+        asked = torch.arange(n) % len(run.space.classes)  # type: ignore[union-attr]
     cond = run.space.cond(n, label=asked.tolist()) if asked is not None and run.space else None
     context.tell.note(f"Drawing {n} samples{''.join(f', {k} {v}' for k, v in options.items())} …")
     with context.tell.progress("sample", n) as progress:
         x = draw(run.model, n, cond, seed=seed, options=options, progress=progress).cpu()
-    if judging is None or asked is None:
-        if labelled:
+    if not seen.recorded:
+        context.tell.note("The data are endless draws of a density, so there is nothing to have memorised.")
+    if judging is None:
+        if labelled and seen.recorded:
             named = f"`morphogen train {_JUDGES[kind]}`" if kind in _JUDGES else "a classifier"
             context.tell.note(f"Without a judge only the values are compared: train {named} and give --judge RUN.")
-        return _without_judge(x, train, test, seed), None
-    context.tell.note(f"Judged by {judging.path}; a second classifier learns from the samples alone …")
-    device = _device(judging)
+        return _distances(x, seen, test, seed, None), None
+    device, judged = _device(judging), {"run": str(judging.path), "step": judging.step}
     model = judging.model.cpu()
+    if asked is None:
+        context.tell.note(f"The net was told no classes: {judging.path} gives the features for distances, and no more.")
+        return _distances(x, seen, test, seed, model), judged
+    context.tell.note(f"Judged by {judging.path}; a second classifier learns from the samples alone …")
     found = evaluate_samples(
         x,
         asked,
-        train=train,
+        train=seen.items,
         test=test,
         judge=model,  # type: ignore[arg-type]
         fit=lambda samples, labels: _learn(judging, samples, labels, seed, str(device)),
         seed=seed,
     )
-    return found, {"run": str(judging.path), "step": judging.step}
+    return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
 
 
-def _items(run: Run) -> Items:
+class _Seen(NamedTuple):
+    """Items of the training data's law. recorded: they are the very items that the model was trained on."""
+
+    items: Items
+    recorded: bool
+
+
+def _seen(run: Run, test: Items) -> _Seen:
+    """What the run was trained on, from under the sources that augment or pair it; of a density, other draws."""
+    from ..data.augment import Augmented
+    from ..data.densities import Drawn, Fresh
     from ..data.source import Shuffled
+    from ..diffusion.coupling import OptimalTransport
 
     source = run.data.train
+    while isinstance(source, Augmented | OptimalTransport):
+        source = source.source
+    if isinstance(source, Fresh):
+        other = test.seed + 1 if isinstance(test, Drawn) else 1
+        return _Seen(Drawn(source.density, len(test), seed=other), recorded=False)
     if not isinstance(source, Shuffled):
         raise UserError(
-            f"The data of {str(run.path)!r} are a {type(source).__name__}, not recorded items: their samples cannot be"
-            " held against training items yet."
+            f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
+            " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
         )
-    return source.items
+    return _Seen(source.items, recorded=True)
 
 
-def _without_judge(x: Tensor, train: Items, test: Items, seed: int) -> dict[str, Measure]:
-    """Distance of the values themselves, and copying."""
+def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:
+    """How far the samples are from test items, by the judge's features where there is one, else by the values; and how
+    many are copies, where there is something to copy.
+    """
     import torch
 
     from ..metrics.frechet import frechet_distance
+    from ..metrics.judge import read
     from ..metrics.memorisation import memorised
 
     order = torch.Generator().manual_seed(seed)
@@ -253,11 +292,15 @@ def _without_judge(x: Tensor, train: Items, test: Items, seed: int) -> dict[str,
         taken: Tensor = items.take(picked)["x"]
         return taken
 
-    seen, real = some(train, len(x)), some(test, 10_000)
-    return {
-        "memorised": memorised(x, some(train, 50_000), real),
-        "frechet": frechet_distance(x.flatten(1), real.flatten(1)),
-        "floor": frechet_distance(seen.flatten(1), real.flatten(1)),
+    def features(x: Tensor) -> Tensor:
+        return x.flatten(1) if judge is None else read(judge, x).features
+
+    floor, real = some(seen.items, len(x)), some(test, 10_000)
+    found = {"memorised": memorised(x, some(seen.items, 50_000), real)} if seen.recorded else {}
+    away, least = (frechet_distance(features(y), features(real)) for y in (x, floor))
+    return found | {
+        "frechet": away._replace(how=f"samples from test items, {away.how}"),
+        "floor": least._replace(how=f"training items from test items, {least.how}"),
     }
 
 

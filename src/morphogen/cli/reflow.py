@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from . import recipe as recipes
 from .context import Context
-from .sample import _wished, load_run, options_of, plain_options
+from .sample import load_run, options_of, plain_options, wished
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ def reflow(
     define classes of yours which the run uses.
     """
     from ..diffusion import Diffusion
+    from ..diffusion.chain import LearnedVariance
     from ..experiment import draw
 
     if n < 1:
@@ -52,13 +53,18 @@ def reflow(
         raise UserError(f"{str(out)!r} is there already: name another file, or remove it first.")
     loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_))
     model = loaded.model
+    if isinstance(model, LearnedVariance):
+        raise UserError(
+            f"The run {str(run)!r} is a LearnedVariance: its chain draws noise on the way, so its samples do not belong"
+            " to their z: reflow needs another diffusion or flow, such as one of digits-diffusion."
+        )
     if not isinstance(model, Diffusion):
         raise UserError(
             f"The run {str(run)!r} is a {type(model).__name__}, which makes no path from noise to data: reflow needs a"
             " diffusion or flow, such as one of digits-diffusion."
         )
     options = options_of(context, loaded)
-    cond, asked = _wished(loaded, n, label)
+    cond, asked = wished(loaded, n, label)
     _check_solver(model, cond, seed, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     with context.tell.progress("pair", n) as progress:

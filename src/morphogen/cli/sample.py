@@ -12,7 +12,7 @@ from . import recipe as recipes
 from .context import Context
 from .data import picture_path
 from .flags import Flag, flags_of, plain
-from .walk import Film, needs_field, side_by_side, with_each
+from .walk import Film, known_solvers, needs_field, side_by_side, weaker, with_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,15 @@ def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
 def model_flags(model: Any) -> list[Flag]:
     """The options of the model's own sampling; none where it cannot sample."""
     from ..core import Samples, can
+    from ..diffusion import Field
+    from ..diffusion.grid import GRIDS
+    from ..diffusion.solvers import SOLVERS
 
-    return flags_of(model.sample, skip=("n", "cond", "noise")) if can(model, Samples) else []
+    if not can(model, Samples):
+        return []
+    flags = flags_of(model.sample, skip=("n", "cond", "noise"))
+    names = {"solver": SOLVERS, "grid": GRIDS} if isinstance(model, Field) else {}
+    return [f._replace(text=f"{f.text}; one of {', '.join(names[f.name])}") if f.name in names else f for f in flags]
 
 
 def sample(
@@ -63,7 +70,8 @@ def sample(
     --class; default: every class in turn where the run's own pictures ask for classes, else none).
     negative: classes to be guided away from, in turn (default: from no class). weak: the run of a worse model of the
     same preset, smaller or trained less, to be guided away from. solvers: draw the same noise with each of these, one
-    under the other. film: FILE.png for a strip of how the first samples come out of noise.
+    under the other. film: FILE.png for a strip of how the first samples come out of noise (with --solvers: by the first
+    of these).
     seed: sample i is a function of the seed and i. out: FILE.png for one picture of all, FILE.npy for the numbers, else
     a folder for a file each (default: drawn-SEED.png in the run). columns: samples in a row of the picture.
     checkpoint: newest, best (by the held-out metric) or a step. device: cpu, cuda, …. with_: files that define classes
@@ -76,30 +84,39 @@ def sample(
     if columns is not None and columns < 1:
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"
-    for picture in [p for p in (path, film) if p is not None and p.suffix not in ("", ".npy")]:
-        picture_path(picture)
+    if path.suffix not in ("", ".npy"):
+        picture_path(path)
+    if film is not None:
+        picture_path(film)
     if solvers and path.suffix in ("", ".npy"):
         raise UserError(f"--solvers makes one picture of all, and {str(path)!r} is none: give --out FILE.png.")
     modules = recipes.load_files(with_)
     loaded = load_run(context, run, checkpoint, device, modules)
     asking = {"--negative": negative, "--weak": weak, "--solvers": solvers, "--film": film}
     needs_field(loaded, *[flag for flag, value in asking.items() if value])
+    known_solvers(solvers)
     options = options_of(context, loaded)
+    typed = context.options(model_flags(loaded.model), type(loaded.model).__name__)
+    if solvers and typed.get("solver"):
+        raise UserError(f"--solver {typed['solver']} and --solvers exclude each other: give one of them.")
+    _no_idle_guidance(loaded, options, typed, negative, weak)
     space = loaded.space
     if space is None and (path.suffix != ".npy" or film or negative):
         raise UserError(f"The run {str(run)!r} has no space to show samples in: write the numbers with --out FILE.npy.")
-    cond, asked = _wished(loaded, n, label)
-    reel, extra = Film(), dict[str, Any]()
-    if film:
-        extra["watch"] = reel.watch
+    cond, asked = wished(loaded, n, label)
     if negative and space is not None:
+        _needs_labels(loaded, "--negative")
+        if "label" not in (cond or {}):
+            raise UserError("--negative says what to be led away from, and no class is asked for: give --label too.")
         cond = {**(cond or {}), "negative": space.cond(n, label=list(negative))}
-    if weak is not None:
-        extra["weak"] = load_run(context, weak, "newest", device, modules).model
+    extra = {} if weak is None else {"weak": weaker(loaded, load_run(context, weak, "newest", device, modules))}
+    reel = Film(space, n)
 
     def drawn(more: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
         with context.tell.progress("sample", n) as progress:
             given = options | extra | dict(more)
+            if film and not reel.states:
+                given |= reel.options(loaded.model, given)
             x = draw(loaded.model, n, cond, seed=seed, options=given, progress=progress).cpu()
         if x.is_floating_point() and (bad := int((~x.isfinite()).flatten(1).any(1).sum())):
             raise UserError(
@@ -112,7 +129,7 @@ def sample(
     files = _written(space, each, path, columns)
     if film:
         film.parent.mkdir(parents=True, exist_ok=True)
-        reel.strip(loaded, n).save(film)
+        reel.strip(loaded).save(film)
         files.append(film)
     where = path if path.suffix else f"{len(files)} files in {path}"
     settings = "".join(f", {k} {v}" for k, v in options.items() if k != "solver" or not solvers)
@@ -141,24 +158,78 @@ def _written(space: Space | None, drawn: Mapping[str, Tensor], path: Path, colum
     return [path]
 
 
-def _wished(run: Run, n: int, label: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
+def _no_idle_guidance(
+    run: Run, options: Mapping[str, Any], typed: Mapping[str, Any], negative: tuple[str, ...], weak: Path | None
+) -> None:
+    """Raise UserError where something was asked of guidance that it does not do."""
+    from ..diffusion import Field
+
+    if not isinstance(run.model, Field):
+        return
+    if weak is not None and negative:
+        raise UserError("--weak and --negative are two things to be led away from: give one of them.")
+    asking = {
+        "--weak": weak,
+        "--negative": negative,
+        "--rescale": typed.get("rescale"),
+        "--interval": "interval" in typed,
+    }
+    idle = [flag for flag, value in asking.items() if value]
+    if idle and options.get("guidance", 1.0) == 1:
+        does, it = ("do", "them") if len(idle) > 1 else ("does", "it")
+        raise UserError(
+            f"{' and '.join(idle)} {does} nothing at guidance 1, which is none: give --guidance 2, or leave {it} out."
+        )
+    low, high = options.get("interval", (0.0, 1.0))
+    if not low < high or high <= 0 or low >= 1:
+        raise UserError(
+            f"--interval {low:g} {high:g} holds no time at which guidance could pull: data are at 0 and noise at 1, so"
+            " give LOW below HIGH, such as --interval 0.2 0.8."
+        )
+
+
+def wished(run: Run, n: int, label: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
     """The conditions of n samples, and how to name them."""
     if label == ("none",):
         return None, "no class"
     if label and run.space is None:
         raise UserError(f"The run {str(run.path)!r} has no space, so no classes by name: leave --label out.")
-    wished: list[str] = list(label)
-    if not label and any("label" in (g.wishes or {}) for g in _grids(run)):
-        wished = list(getattr(run.space, "classes", ()))
-    if not wished or run.space is None:
+    if label:
+        _needs_labels(run, "--label")
+    names: list[str] = list(label)
+    if not label and knows_labels(run.model) and any("label" in (g.wishes or {}) for g in _grids(run)):
+        names = list(getattr(run.space, "classes", ()))
+    if not names or run.space is None:
         return None, "no class"
-    return run.space.cond(n, label=wished), ", ".join(label) or f"all {len(wished)} classes in turn"
+    return run.space.cond(n, label=names), ", ".join(label) or f"all {len(names)} classes in turn"
+
+
+def _needs_labels(run: Run, flag: str) -> None:
+    """Raise UserError where this flag asks a net for classes that knows none."""
+    if not knows_labels(run.model):
+        raise UserError(
+            f"The net of the run {str(run.path)!r} was built without classes, so {flag} would change nothing: leave it"
+            " out."
+        )
 
 
 def _grids(run: Run) -> list[SampleGrid]:
     from ..hooks import SampleGrid
 
     return [h for h in run.trainer.hooks if isinstance(h, SampleGrid)]
+
+
+def knows_labels(model: Any) -> bool:
+    """Whether a label can change what the model draws; False only of a net of the library built without classes."""
+    from ..nets.dit import DiT
+    from ..nets.mlp import MLP
+    from ..nets.patch import Patched
+    from ..nets.unet import UNet
+
+    net = getattr(model, "net", None)
+    while isinstance(net, Patched):
+        net = net.net
+    return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
 
 
 def load_run(context: Context, run: Path, checkpoint: str, device: str | None, modules: Sequence[ModuleType]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .coupling import OptimalTransport
 from .diffusion import Diffusion, Sampler
 from .field import Field, Mixture, convert, gaussian, viewed
 from .guide import autoguided, classified, guided, rescaled, thresholded
@@ -22,6 +23,7 @@ __all__ = [
     "Diffusion",
     "Field",
     "Mixture",
+    "OptimalTransport",
     "Sampler",
     "ScoreModel",
     "autoguided",

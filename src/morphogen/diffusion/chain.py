@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,11 +33,11 @@ from ..errors import UserError, unknown
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
 from .field import Cond, Eps, Field, affine, spread
-from .grid import Trailing
+from .grid import Grid, Trailing, chosen
 from .guide import guided
 from .likelihood import Decoder, Levels, noise_of, normal_kl
 from .path import At, Chain, CosineBetas, Scalar
-from .solve import Step, posterior, solve
+from .solve import Step, posterior, trajectory
 from .solvers import SOLVERS
 
 
@@ -308,11 +308,16 @@ class LearnedVariance(Model, Field):
         interval: tuple[float, float] = (0.0, 1.0),
         steps: int | None = None,
         solver: Step | str | None = None,
+        grid: Grid | str | None = None,
+        watch: Callable[[float, Tensor], None] = lambda t, x: None,
     ) -> Tensor:
         """Samples (n, *shape) by the chain's own reverse steps, or by a solver of its ε alone.
 
-        steps: how many times of the chain are taken, evenly to its end. solver: a `Step` or a name; None is the reverse
-        chain with learned variances. Others as in `Diffusion.sample`; under guidance v is that of the given condition.
+        steps: how many times of the chain are taken, evenly to its end (1 with an adaptive solver).
+        solver: a `Step` or a name; None is the reverse chain with learned variances.
+        grid: of times instead, an object or its name in `grid.py`.
+        watch: told every state on the way, as watch(t, x (n, *shape)).
+        Others as in `Diffusion.sample`; under guidance v is that of the given condition.
         """
         cond = cond or NONE
         _check(n, cond, noise)
@@ -328,12 +333,16 @@ class LearnedVariance(Model, Field):
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
         if n == 0:
             return like.new_zeros(0, *self.shape)
-        times = Trailing()(self.path, self.steps if steps is None else steps)
         z = noise.normal(*self.shape, dtype=like.dtype).to(like.device)
         told = Telling(self)
         own = Reverse(told, self.decoder)
         step = own if solver is None else SOLVERS[solver] if isinstance(solver, str) else solver
-        return solve(guided(told, guidance, interval=interval), z, times, step=step, cond=cond, noise=noise)
+        own_steps = self.steps if step.intervals is None else step.intervals
+        times = chosen(grid, Trailing(), self.path)(self.path, own_steps if steps is None else steps)
+        field, x = guided(told, guidance, interval=interval), z
+        for t, x in trajectory(field, x, times, step=step, cond=cond, noise=noise):  # noqa: B020
+            watch(t, x)
+        return x
 
 
 class Telling(Field):

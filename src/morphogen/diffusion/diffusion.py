@@ -22,13 +22,15 @@ from ..errors import UserError, unknown
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
 from .field import Cond, Eps, Field, Parametrisation, affine, spread
-from .grid import GRIDS, Grid
+from .grid import Grid, chosen
 from .guide import autoguided, guided, rescaled, thresholded
 from .likelihood import DIVERGENCES, EVALUATIONS, Decoder, Divergence, Integrator, bound, log_density, told
 from .path import At, Path, Scalar
 from .solve import Step, trajectory
 from .solvers import SOLVERS
 from .weight import Density, Weight
+
+_STEPS = 50  # of a solver of equal steps where the model's own chooses its steps itself, so says no number
 
 
 class Sampler(Remembers):
@@ -132,11 +134,13 @@ class Diffusion(Model, Field):
         weak: a worse model of the same preset, to be pulled away from instead (autoguidance).
         rescale: share by which a guided guess is brought back to its own contrast, 0 to 1.
         threshold: quantile of dynamic thresholding, such as 0.995, for data in [-1, 1]; without it there is none.
-        steps: number of steps, instead of the model's own.
+        steps: number of steps, instead of the model's own (50 with another solver where that has an adaptive one).
         solver: instead of the model's own, an object or its name in `solvers.py`, such as heun or ddim.
-        grid: of times, instead of the model's own, an object or its name in `grid.py`, such as karras or uniform.
+        grid: of times, instead of the model's own, an object or its name in `grid.py`, such as karras or uniform; the
+            name of the model's own kind of grid means that one, on the scale of its data.
         watch: told every state on the way, as watch(t, x (n, *shape)).
-        Raises UserError for conditions of another number, unknown names, and guidance that was not trained for.
+        Raises UserError for conditions of another number, unknown names, fewer steps than 1, and guidance that was not
+        trained for.
         """
         cond = cond or NONE
         self._check(n, cond, guidance if weak is None and "negative" not in cond else 1.0, noise)
@@ -146,8 +150,8 @@ class Diffusion(Model, Field):
         if n == 0:
             return like.new_zeros(0, *self.shape)
         stepper = _named("solver", solver, SOLVERS, self.sampler.solver)
-        count = steps or (stepper.intervals if solver is not None else None) or self.sampler.steps
-        times = _named("grid", grid, GRIDS, self.sampler.grid)(self.path, count)
+        count = steps if steps is not None else self._steps(stepper, solver is not None)
+        times = chosen(grid, self.sampler.grid, self.path)(self.path, count)
         field: Field = self
         if weak is not None:
             field = autoguided(self, weak, guidance, interval=interval)
@@ -160,6 +164,14 @@ class Diffusion(Model, Field):
         for t, x in trajectory(field, x, times, step=stepper, cond=cond, noise=noise):  # noqa: B020
             watch(t, x)
         return x
+
+    def _steps(self, stepper: Step, asked: bool) -> int:
+        """How many steps where nobody says, with the model's own solver or with another that was asked for."""
+        if not asked:
+            return self.sampler.steps
+        if stepper.intervals is not None:
+            return stepper.intervals
+        return self.sampler.steps if self.sampler.solver.intervals is None else _STEPS
 
     def log_prob(
         self,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..spec import Remembers
 from .path import Chain, Path
 
@@ -25,6 +25,10 @@ class Grid(Remembers, ABC):
     @abstractmethod
     def __call__(self, path: Path, n: int) -> Float[Tensor, " {n}+1"]:
         """The n + 1 times. Raises UserError for n < 1 or for times that the path does not have."""
+
+    def on(self, path: Path) -> Grid:
+        """What the grid's name means on this path: the grid itself, or one that begins where the path allows it."""
+        return self
 
 
 def _to_data(times: Tensor) -> Tensor:
@@ -77,6 +81,9 @@ class LogSNR(Grid):
         times = torch.as_tensor(path.time(torch.linspace(low, high, n, dtype=torch.float64).mul(-0.5).exp()))
         return _to_data(times)
 
+    def on(self, path: Path) -> LogSNR:
+        return self if math.isfinite(path.logsnr(self.start)) else LogSNR(min(self.start, 0.999), self.end)
+
 
 class OfChain(Grid):
     """A grid over the step indices 0 .. T−1 of a discrete chain."""
@@ -124,3 +131,16 @@ GRIDS: Mapping[str, Grid] = {
     "trailing": Trailing(),
     "uniform": Uniform(),
 }
+
+
+def chosen(wish: Grid | str | None, own: Grid, path: Path) -> Grid:
+    """The grid that was asked for: an object, `own` for None and for its own kind's name, another name as on `path`.
+
+    A model whose own grid is Karras' has noise levels in proportion to its data: by name they stay so.
+    Raises UserError for unknown names.
+    """
+    if not isinstance(wish, str):
+        return own if wish is None else wish
+    if wish not in GRIDS:
+        raise unknown("grid", wish, GRIDS)
+    return own if type(own) is type(GRIDS[wish]) else GRIDS[wish].on(path)

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from ..core import NONE, leaves
 from ..errors import UserError
+from ..spec import arguments
 from .field import Cond, Field, affine, spread
-from .path import Scalar, over
+from .path import Path, Scalar, over
 
 LogLabel = Callable[[Tensor, Scalar, Cond], Tensor]  # (x_t, t, cond) -> log p_t(cond | x_t) (B,), nats
 
@@ -44,6 +45,11 @@ class Guided(Field):
         if not isinstance(w, Tensor) and not math.isfinite(w):
             raise UserError(
                 f"Guidance {w} draws nothing: use a finite number; 1 is none, 2 doubles the condition's pull."
+            )
+        if not interval[0] < interval[1]:
+            raise UserError(
+                f"Guidance at times {interval[0]:g} to {interval[1]:g} pulls nowhere: give the earlier time first,"
+                " as in (0.2, 0.8), with data at 0 and noise at 1."
             )
         self.field, self.path, self.w, self.interval = field, field.path, w, interval
 
@@ -122,12 +128,23 @@ def autoguided(field: Field, weak: Field, w: float | Tensor, *, interval: tuple[
 
     Both are given the same conditions, or none. w = 1 gives `field` itself. Raises UserError where their paths differ.
     """
-    if (weak.path.alpha(0.3), weak.path.sigma(0.3)) != (field.path.alpha(0.3), field.path.sigma(0.3)):
-        raise UserError(
-            f"The weak field's path ({type(weak.path).__name__}) is not the field's ({type(field.path).__name__}):"
-            " guide by a model of the same preset."
-        )
+    same_path(field.path, weak.path)
     return field if not isinstance(w, Tensor) and w == 1 else Autoguided(field, weak, w, interval)
+
+
+def same_path(path: Path, weak: Path) -> None:
+    """Raise UserError, which says what differs, unless α and σ of both paths agree to 1e-4."""
+    times = (0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
+    pairs = [(f(t), g(t)) for f, g in ((path.alpha, weak.alpha), (path.sigma, weak.sigma)) for t in times]
+    if all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs):
+        return
+    ours, theirs = type(path).__name__, type(weak).__name__
+    told, differ = f"{theirs}, is not the field's, {ours}", ""
+    if type(path) is type(weak):
+        one, two = arguments(path), arguments(weak)
+        differ = ", ".join(f"{k} {two[k]!r:.40} there and {one[k]!r:.40} here" for k in one if one[k] != two[k])
+        told = f"{theirs}, has other settings than the field's" + (f", {differ}" if differ else "")
+    raise UserError(f"The weak field's path, {told}: guide by a model of the same preset and settings.")
 
 
 class Autoguided(Guided):

@@ -41,12 +41,13 @@ class Likelihoods(NamedTuple):
     """What a model says of items.
 
     nats: a mean log-density of an item. bits: bits per dimension; None where the data have no cells.
-    each: nats (N,) of the items, float64. seconds: that it took.
+    each: nats (N,) of the items, float64. items: which they are (N,) int64. seconds: that it took.
     """
 
     nats: Measure
     bits: Measure | None
     each: Tensor
+    items: Tensor
     seconds: float
 
 
@@ -76,7 +77,7 @@ def likelihoods(
     method: str = "log_prob",
     n: int | None = None,
     seed: int = 0,
-    chunk: int = 64,
+    chunk: int | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -84,8 +85,8 @@ def likelihoods(
     """The mean log-likelihood of items, with its 95 % interval over them.
 
     method: "log_prob" (`LogProb`) or "elbo" (`Bounds`). volume: log-volume of an x's quantisation cell, `space.volume`.
-    n: the first n items after a shuffle under `seed` (all where None). chunk: items at a time. progress: told how many
-    are done. options: further keywords of the method, the model's own.
+    n: the first n items after a shuffle under `seed` (all where None). chunk: items at a time, by default about 50,000
+    numbers. progress: told how many are done. options: further keywords of the method, the model's own.
     The model is in evaluation mode meanwhile; the noise of item i depends on seed and i alone.
     Raises UserError where there is no item, where the model lacks the method, or where a value is not a number.
     """
@@ -106,7 +107,7 @@ def likelihoods(
         model.eval()
     began, done, said, size = time.perf_counter(), 0, [], 1
     try:
-        for part in index.split(chunk):
+        for part in index.split(chunk or max(1, 50_000 // items.take(index[:1])["x"].numel())):
             batch = each(items.take(part), lambda t: t.to(device))
             x = dequantised(batch["x"], volume, Noise(keys(part, seed, 1)))
             size = math.prod(x.shape[1:])
@@ -125,7 +126,14 @@ def likelihoods(
         )
     seconds = time.perf_counter() - began
     how = _how(model, method) + "".join(f", {k} {v}" for k, v in (options or {}).items())
-    return Likelihoods(*_measures(nats, volume, size, method, how), nats, seconds)
+    return Likelihoods(*_measures(nats, volume, size, method, how), nats, index, seconds)
+
+
+def mean_of(each: Tensor, how: str) -> Measure:
+    """The mean of numbers (N,), one an item, with its 95 % normal interval."""
+    mean, n = float(each.mean()), len(each)
+    half = Z95 * float(each.std()) / math.sqrt(n) if n > 1 else math.inf
+    return Measure(mean, mean - half, mean + half, n, how)
 
 
 def _how(model: Any, method: str) -> str:
@@ -133,12 +141,9 @@ def _how(model: Any, method: str) -> str:
 
 
 def _measures(nats: Tensor, volume: float, size: int, method: str, how: str) -> tuple[Measure, Measure | None]:
-    mean, n = float(nats.mean()), len(nats)
-    half = Z95 * float(nats.std()) / math.sqrt(n) if n > 1 else math.inf
     bound = "a lower bound (≥), " if method == "elbo" else ""
-    log = Measure(mean, mean - half, mean + half, n, f"nats a test item, {bound}normal interval{how}")
+    log = mean_of(nats, f"nats a test item, {bound}normal interval{how}")
     if not volume:
         return log, None
-    bits, width = float(bits_per_dim(mean, volume, size)), half / (size * math.log(2))
     mark = "an upper bound (≤)" if method == "elbo" else "uniformly dequantised (≤)"
-    return log, Measure(bits, bits - width, bits + width, n, f"of test items, {mark}, normal interval{how}")
+    return log, mean_of(bits_per_dim(nats, volume, size), f"of test items, {mark}, normal interval{how}")

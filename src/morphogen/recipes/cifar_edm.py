@@ -8,7 +8,10 @@ from ..experiment import Data, Experiment
 def cifar_edm(
     steps: int = 50_000, width: int = 128, batch: int = 256, lr: float = 5e-4, dropout: float = 0.13
 ) -> Experiment:
-    """DDPM's U-Net under EDM learns to draw the ten classes of CIFAR-10. It resumes from where it was stopped.
+    """A U-Net under EDM learns to draw the ten classes of CIFAR-10. It resumes from where it was stopped.
+
+    The net has the levels and the attention of DDPM's, but time and class scale and shift each block's features, as in
+    ADM, where DDPM's adds them.
 
     steps: training steps. width: channels of the U-Net's first level. batch: pictures a step. lr: the largest learning
     rate. dropout: in the U-Net.

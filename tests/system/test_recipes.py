@@ -1,0 +1,132 @@
+"""Every shipped recipe: it builds small, its spec builds it again, and it takes a training step on its data."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from morphogen.core import Noise
+from morphogen.data.items import Pairs
+from morphogen.data.source import Shuffled
+from morphogen.errors import UserError
+from morphogen.experiment import Experiment, import_recipe
+from morphogen.hooks import Voice
+from morphogen.recipes import about, names
+from morphogen.spec import arguments, build, call, spec
+
+SMALL: dict[str, dict[str, Any]] = {
+    "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
+    "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
+    "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
+    "digits-classifier": {"epochs": 1, "width": 4, "batch": 718},
+    "digits-diffusion": {"steps": 2, "width": 8, "batch": 4},
+    "digits-dit": {"steps": 2, "width": 24, "depth": 1, "batch": 4},
+    "mnist-bpd": {"steps": 2, "width": 8, "batch": 2},
+    "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
+    "mnist-diffusion": {"steps": 2, "width": 8, "batch": 2},
+    "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+}
+FLOWS = ("flow_matching", "rectified_flow", "stochastic_interpolant")
+
+
+def presets(name: str) -> list[str]:
+    """The presets that a recipe names, [] where it has no choice."""
+    hint = get_type_hints(import_recipe(name)).get("preset")
+    return list(getattr(hint, "__args__", ()))
+
+
+CASES = [(name, preset) for name in names() for preset in presets(name) or [""]]
+
+
+def made(name: str, **more: Any) -> Experiment:
+    return import_recipe(name)(**SMALL[name], **more)
+
+
+def step(experiment: Experiment, run: Path) -> None:
+    """One training step with nothing around it: no held-out items, no pictures."""
+    trainer = call(type(experiment.trainer), {**arguments(experiment.trainer), "heldout": None, "hooks": ()})
+    assert trainer.steps == 2  # the first of two, since a schedule ends at a rate of 0
+    before = [p.detach().clone() for p in experiment.model.parameters()]
+    trainer.fit(experiment.model, experiment.data, run=run, seed=0, device="cpu", voice=Voice(), until=1)
+    after = list(experiment.model.parameters())
+    assert all(bool(p.isfinite().all()) for p in after)
+    assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def needs(name: str) -> None:
+    """Skip where the data of a recipe are not at hand."""
+    if name.startswith(("mnist", "cifar")) and "MORPHOGEN_DATA" not in os.environ:
+        pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
+
+
+def test_all_are_small_here_and_described() -> None:
+    assert set(SMALL) == set(names()) == set(about())
+    assert all(text.endswith(".") for text in about().values())
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_a_recipe_builds_and_its_spec_builds_it_again(name: str, preset: str) -> None:
+    experiment = made(name, **({"preset": preset} if preset else {}))
+    assert isinstance(experiment, Experiment)
+    assert experiment.data.test is not None
+    assert experiment.data.space is not None
+    graph = spec(experiment)
+    again = build(graph, seed=0)
+    assert spec(again) == graph
+    shapes = {k: v.shape for k, v in experiment.model.state_dict().items()}
+    assert {k: v.shape for k, v in again.model.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_takes_a_step(name: str, tmp_path: Path) -> None:
+    needs(name)
+    step(made(name), tmp_path)
+
+
+@pytest.mark.parametrize("preset", presets("points-diffusion"))
+def test_every_preset_learns_points(preset: str, tmp_path: Path) -> None:
+    step(made("points-diffusion", preset=preset), tmp_path)
+
+
+@pytest.mark.parametrize("preset", presets("points-diffusion"))
+def test_optimal_transport_is_for_flows(preset: str, tmp_path: Path) -> None:
+    if preset in FLOWS:
+        pytest.importorskip("scipy")
+        step(made("points-diffusion", preset=preset, coupling="optimal"), tmp_path)
+        return
+    with pytest.raises(UserError, match="no longer independent") as refused:
+        made("points-diffusion", preset=preset, coupling="optimal")
+    assert preset in str(refused.value)
+
+
+PAIRED = [("digits-diffusion", (1, 8, 8)), ("mnist-diffusion", (1, 28, 28)), ("points-diffusion", (2,))]
+
+
+@pytest.mark.parametrize(("name", "shape"), PAIRED)
+def test_pairs_take_the_place_of_the_data(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    noise = Noise.seeded(0, 12)
+    file = tmp_path / "pairs.safetensors"
+    tensors = {"x": noise.normal(*shape), "z": noise.normal(*shape)}
+    save_file(tensors | {"cond.label": torch.arange(12) % 10}, file)
+    experiment = made(name, preset="rectified_flow", pairs=file)
+    assert isinstance(experiment.data.train, Shuffled)
+    assert isinstance(experiment.data.train.items, Pairs)
+    assert experiment.trainer.heldout is None
+    assert spec(build(spec(experiment))) == spec(experiment)
+    if name != "mnist-diffusion" or "MORPHOGEN_DATA" in os.environ:
+        step(experiment, tmp_path / "run")
+    with pytest.raises(UserError, match="Pairs straighten a flow"):
+        made(name, preset="edm", pairs=file)
+    assert "pairs" in inspect.signature(import_recipe(name)).parameters
+
+
+def test_pairs_are_a_coupling_already(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a coupling already"):
+        made("points-diffusion", preset="rectified_flow", coupling="optimal", pairs=tmp_path / "p.safetensors")
