@@ -67,11 +67,14 @@ class Model(Net):
     step: steps finished before the present one began; written by the trainer and saved.
     scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
+    one_law: whether `elbo` bounds the very law of which `log_prob` is the density. A diffusion's does not: one is of
+    its reverse process, the other of its probability flow, and only an exact net makes them one.
     """
 
     step: int = 0
     scaffold: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
+    one_law: ClassVar[bool] = True
 
     def loss(self, batch: Batch) -> Loss:
         """The loss of a model with one phase. A model with several lists them in `phases` instead."""

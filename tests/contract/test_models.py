@@ -115,11 +115,6 @@ MODELS: dict[str, Callable[[], Instance]] = {
 }
 
 
-TWO_LAWS = {  # where the net is exact they are one, and tests/exact/test_diffusion_likelihood.py holds the bound to it
-    "elbo_is_below_log_prob": "elbo bounds the reverse diffusion, log_prob is of the probability flow: two laws here"
-}
-
-
 LONG = ("u-net, guided", "dit")  # their likelihood is that of "u-net", and each check of it many passes of the net
 
 
@@ -152,9 +147,6 @@ def test_the_battery(name: str) -> None:
     instance = MODELS[name]()
     if name in LONG:
         instance.model.lacks = (LogProb, Bounds)
-    skip = TWO_LAWS if isinstance(instance.model, Diffusion) else None
-    report = check_model(
-        instance.model, instance.source, options=instance.options, normalise=instance.normalise, skip=skip
-    )
+    report = check_model(instance.model, instance.source, options=instance.options, normalise=instance.normalise)
     print(report)
     report.raise_if_failed()

@@ -182,7 +182,7 @@ def table(rows: Iterable[tuple[str, str]], indent: int = 2, column: int = 28) ->
     lines = []
     for left, right in rows:
         pad = " " * indent + left
-        body = textwrap.wrap(right, width - column) or [""]
+        body = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
         if len(pad) > column - 2:
             lines.append(pad)
         else:

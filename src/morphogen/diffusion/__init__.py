@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .chain import LearnedVariance, improved_ddpm
 from .coupling import OptimalTransport
 from .diffusion import Diffusion, Sampler
 from .field import Field, Mixture, convert, gaussian, viewed
@@ -22,6 +23,7 @@ from .presets import (
 __all__ = [
     "Diffusion",
     "Field",
+    "LearnedVariance",
     "Mixture",
     "OptimalTransport",
     "Sampler",
@@ -34,6 +36,7 @@ __all__ = [
     "flow_matching",
     "gaussian",
     "guided",
+    "improved_ddpm",
     "rectified_flow",
     "rescaled",
     "score_sde_subvp",

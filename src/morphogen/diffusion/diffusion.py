@@ -11,7 +11,7 @@ batch brings a `z` of its own (`coupling.py`). Conditions are dropped with proba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -51,6 +51,8 @@ class Diffusion(Model, Field):
     Raises UserError for `Eps` on a path that ends in pure noise: such a net says nothing of x there; `loss` for data of
     another shape, and for integers.
     """
+
+    one_law: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from .conv import Downsample, ResidualBlock, Upsample
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .mlp import MLP
+from .patch import Patched
 from .resnet import Reader, ResNet, SpeedNet
 from .transformer import Attention, CrossAttention, FeedForward
 from .unet import UNet
@@ -17,6 +18,7 @@ __all__ = [
     "DiT",
     "Downsample",
     "FeedForward",
+    "Patched",
     "Reader",
     "ResNet",
     "ResidualBlock",

@@ -193,6 +193,8 @@ def log_prob_integrates_to_one(case: Case) -> None:
 def elbo_is_below_log_prob(case: Case) -> None:
     """The mean of `elbo` over its own randomness is at most `log_prob`, up to four standard errors."""
     model = _serving(case, LogProb, Bounds)
+    if not model.one_law:
+        raise NotApplicable("the model says that its bound is of another law than its density (one_law)")
     x, cond = case.x, _cond(case, case.size)
     logp = _density(case, model, "log_prob", x, cond).double()
     draws = torch.stack([_density(case, model, "elbo", x, cond, seed) for seed in range(64)]).double()  # (64, B)
