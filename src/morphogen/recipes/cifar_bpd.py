@@ -32,9 +32,9 @@ def cifar_bpd(
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=min(1000, steps // 10))),
         clip=1.0,
         ema=EMA(0.9998),
-        heldout=HeldOut(every=max(1, steps // 10), batch=500, limit=5000),
-        hooks=(SampleGrid(every=max(1, steps // 10), n=40, columns=10),),
-        save_every=max(1, min(500, steps // 10)),
+        heldout=HeldOut(every=max(500, steps // 20), batch=500, limit=2000),
+        hooks=(SampleGrid(every=max(500, steps // 20), n=40, columns=10),),
+        save_every=500,
         log_every=20,
     )
     return Experiment(model, Data(source, CIFAR10("test"), space()), trainer)

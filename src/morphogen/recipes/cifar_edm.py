@@ -30,7 +30,7 @@ def cifar_edm(
     widths = (width, 2 * width, 2 * width, 2 * width)
     net = UNet(3, widths=widths, attention=(1,), classes=10, dropout=dropout, groups=32, modulation="scale-shift")
     model = edm(net, (3, 32, 32))
-    grid = SampleGrid(every=max(1, steps // 10), n=40, wishes={"label": [*range(10)] * 4}, columns=10)
+    grid = SampleGrid(every=max(500, steps // 20), n=40, wishes={"label": [*range(10)] * 4}, columns=10)
     source = Augmented(Shuffled(CIFAR10("train"), batch), (Flip(),))
     trainer = Trainer(
         steps,
@@ -38,9 +38,9 @@ def cifar_edm(
         clip=1.0,
         dtype="bfloat16",
         ema=EMA(0.9998),
-        heldout=HeldOut(every=max(1, steps // 10), batch=500, limit=5000),
+        heldout=HeldOut(every=max(500, steps // 20), batch=500, limit=2000),
         hooks=(grid,),
-        save_every=max(1, min(500, steps // 10)),
+        save_every=500,
         log_every=20,
     )
     return Experiment(model, Data(source, CIFAR10("test"), space()), trainer)

@@ -26,16 +26,18 @@ def mnist_dit(
     net = DiT(1, width=width, depth=depth, heads=max(1, width // 64), patch=2, classes=10)
     model = flow_matching(net, (1, 28, 28))
     options = {"guidance": guidance, "solver": "dpmpp-2m", "steps": 25}
-    grid = SampleGrid(every=max(1, steps // 8), n=40, wishes={"label": [*range(10)] * 4}, options=options, columns=10)
+    grid = SampleGrid(
+        every=max(500, steps // 20), n=40, wishes={"label": [*range(10)] * 4}, options=options, columns=10
+    )
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=min(1000, steps // 20))),
         clip=1.0,
         dtype="bfloat16",
         ema=EMA(0.9995),
-        heldout=HeldOut(every=max(1, steps // 8), batch=500),
+        heldout=HeldOut(every=max(500, steps // 20), batch=500, limit=2000),
         hooks=(grid,),
-        save_every=max(1, min(500, steps // 8)),
+        save_every=500,
         log_every=20,
     )
     return Experiment(model, Data(Shuffled(MNIST("train"), batch), MNIST("test"), space()), trainer)
