@@ -140,10 +140,6 @@ as many steps as the column's evaluations of the net pay for, on the preset's ow
 |---|{"---|" * len(BUDGETS)}
 {chr(10).join(lines)}
 
-Solvers without noise of high order reach the ODE's end first; singlestep and Runge–Kutta methods pay several
-evaluations for a step, and are behind where there are few. Solvers that draw noise mend the errors of a net and of
-earlier steps, but need more of them. `langevin` has no predictor and lags behind its levels.
-
 The samples, after about 20 and 200 evaluations:
 
 ![samples of every solver]({picture.name})

@@ -259,7 +259,10 @@ def test_thresholding_scales_down_and_clipping_does_not():
             thresholded(field, quantile, bound)
 
 
-@pytest.mark.parametrize("path", [P.Linear(), P.Cosine(), P.VP(), P.ZeroTerminal(P.ScaledLinearBetas())], ids=lambda p: type(p).__name__)
+ENDS = [P.Linear(), P.Cosine(), P.VP(), P.ZeroTerminal(P.ScaledLinearBetas())]
+
+
+@pytest.mark.parametrize("path", ENDS, ids=lambda p: type(p).__name__)
 def test_both_ends_are_finite(path):
     field, (x, cond) = field_of(path), inputs()
     for t in (0.0, 1.0, torch.tensor([0.0, 1.0, 0.5, 0.0, 1.0], dtype=torch.float64)):

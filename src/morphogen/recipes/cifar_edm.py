@@ -1,4 +1,7 @@
-"""Class-conditional EDM on CIFAR-10, for one GPU."""
+"""Class-conditional EDM on CIFAR-10, for one GPU.
+
+Not run at its size: no GPU has come yet.
+"""
 
 from __future__ import annotations
 

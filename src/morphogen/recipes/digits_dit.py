@@ -1,4 +1,7 @@
-"""Class-conditional diffusion on the digits with a small diffusion transformer, in three minutes on two cores."""
+"""Class-conditional diffusion on the digits with a small diffusion transformer, in three minutes.
+
+Recorded in docs/runs/digits-dit: one core of an AMD EPYC, 173 s; 99.5 % of 1,000 samples are read as asked.
+"""
 
 from __future__ import annotations
 

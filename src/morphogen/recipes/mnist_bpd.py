@@ -1,4 +1,8 @@
-"""A likelihood of MNIST: diffusion trained on its variational bound, measured in bits per dimension."""
+"""A likelihood of MNIST: diffusion trained on its variational bound, measured in bits per dimension.
+
+Recorded in docs/runs/mnist-bpd: 450 steps on one core of an AMD EPYC, 439 s, 4.01 bits/dim: far from trained, see
+docs/log.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Class-conditional flow matching on MNIST with a diffusion transformer, for one GPU."""
+"""Class-conditional flow matching on MNIST with a diffusion transformer, for one GPU.
+
+Not run at its size: no GPU has come yet.
+"""
 
 from __future__ import annotations
 
