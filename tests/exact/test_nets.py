@@ -128,6 +128,17 @@ def test_plain_mlp_is_linear_layers_and_activations() -> None:
     torch.testing.assert_close(net(x, {"r": r, "t": t}), h @ net.last.weight.T + net.last.bias)
 
 
+@pytest.mark.parametrize("inputs", [1, 2, 50])
+@pytest.mark.parametrize(("scalars", "sinusoid"), [((), 0), (("t",), 0), (("t", "r"), 0), (("t",), 64)])
+def test_mlp_sees_x_however_many_columns_the_conditions_take(inputs: int, scalars: tuple[str, ...], sinusoid: int):
+    """For x, and for conditions, of unit variance: the variance of the first layer is 1."""
+    torch.manual_seed(3)
+    weight = MLP(inputs, 1, 5000, 1, scalars=scalars, sinusoid=sinusoid).first.weight
+    assert float(weight[:, :inputs].square().sum(1).mean()) == pytest.approx(1.0, abs=0.1)
+    if scalars:
+        assert float(weight[:, inputs:].square().sum(1).mean()) == pytest.approx(1.0, abs=0.1)
+
+
 def test_mlp_conditions() -> None:
     net = awake(MLP(2, 2, width=8, depth=1, scalars=("t",), sinusoid=6, classes=3))
     x, cond = torch.randn(4, 2), {"t": torch.rand(4), "label": torch.tensor([0, 1, 2, 0])}

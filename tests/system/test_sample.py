@@ -16,14 +16,17 @@ from morphogen.core import Noise
 from morphogen.data import Shuffled
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits, space
-from morphogen.diffusion import Diffusion, edm, flow_matching, gaussian, rectified_flow
+from morphogen.diffusion import Diffusion, Sampler, edm, flow_matching, gaussian, rectified_flow
 from morphogen.diffusion import path as P
 from morphogen.diffusion.adaptive import Dopri5
 from morphogen.diffusion.chain import LearnedVariance, improved_ddpm
+from morphogen.diffusion.field import EDM
 from morphogen.diffusion.grid import GRIDS, Karras, LogSNR, chosen
 from morphogen.diffusion.guide import autoguided, guided
 from morphogen.diffusion.presets import PRESETS
+from morphogen.diffusion.solve import heun
 from morphogen.diffusion.solvers import SOLVERS
+from morphogen.diffusion.weight import LogNormal
 from morphogen.errors import UserError
 from morphogen.experiment import Data, Experiment, load
 from morphogen.hooks import SampleGrid, Voice
@@ -208,12 +211,13 @@ def test_logsnr_by_name_is_for_every_path(path):
 
 
 def test_karras_by_name_is_on_the_scale_of_the_model():
-    model = edm(MLP(2, 2, 4, 1, scalars=("t",)), (2,), sigma_data=2.0)
+    net, high = MLP(2, 2, 4, 1, scalars=("t",)), 320.0
+    model = Diffusion(net, (2,), P.Exploding(high), EDM(2.0), LogNormal(), Sampler(heun, Karras(0.01, high), 18))
     ends: list[float] = []
     with torch.no_grad():
         named = model.sample(2, noise=Noise.seeded(0, 2), grid="karras", steps=4, watch=lambda t, x: ends.append(t))
         assert torch.equal(named, model.sample(2, noise=Noise.seeded(0, 2), steps=4))
-    assert model.path.sigma(ends[0]) == pytest.approx(320.0)
+    assert model.path.sigma(ends[0]) == pytest.approx(high)
     own = Karras(0.01, 9.0)
     assert chosen("karras", own, model.path) is own
     assert chosen(None, own, model.path) is own

@@ -136,7 +136,7 @@ GRIDS: Mapping[str, Grid] = {
 def chosen(wish: Grid | str | None, own: Grid, path: Path) -> Grid:
     """The grid that was asked for: an object, `own` for None and for its own kind's name, another name as on `path`.
 
-    A model whose own grid is Karras' has noise levels in proportion to its data: by name they stay so.
+    By its name a model's own kind of grid keeps the ends that the model gave it.
     Raises UserError for unknown names.
     """
     if not isinstance(wish, str):

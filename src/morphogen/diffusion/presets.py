@@ -13,7 +13,7 @@
 
 Departures: data are at t = 0 throughout (the flow papers: at 1, so t → 1 − t and v → −v). A chain's process begins at
 σ_T z (DDPM: at z; σ_T = 0.99998). EDM's net is told 1000 log(σ)/4, so that a sinusoidal embedding made for step numbers
-resolves it (paper: log(σ)/4), and its noise levels are in proportion to the data. VE's net is given x_t at unit
+resolves it (paper: log(σ)/4). VE's net is given x_t at unit
 variance and told t, in which log σ is straight (paper: x_t and log σ), and its samples keep their last noise, σmin. VDM
 has EDM's input and output (paper: ε) and a fixed schedule. Rectified flow samples with 50 Euler steps (paper: adaptive
 RK45).
@@ -21,7 +21,6 @@ RK45).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 from torch import nn
@@ -117,13 +116,10 @@ def edm(
     """EDM: σ from 0.002 to 80, log σ ~ N(−1.2, 1.2²) in training; samples by Heun on Karras' grid, 18 steps, 35
     evaluations.
 
-    sigma_data: the data's standard deviation; the noise levels, the paper's for 0.5, are in proportion to it.
-    `cond["t"]` is scale · log(σ) / 4.
+    sigma_data: the data's standard deviation. `cond["t"]` is scale · log(σ) / 4.
     """
-    unit = sigma_data / 0.5
-    path, density = Exploding(80.0 * unit), LogNormal(-1.2 + math.log(unit), 1.2)
-    sampler = Sampler(heun, Karras(0.002 * unit, 80.0 * unit), 18)
-    return Diffusion(net, shape, path, EDM(sigma_data, scale), density, sampler, drop=drop)
+    sampler = Sampler(heun, Karras(), 18)
+    return Diffusion(net, shape, Exploding(), EDM(sigma_data, scale), LogNormal(), sampler, drop=drop)
 
 
 def flow_matching(

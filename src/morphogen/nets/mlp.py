@@ -61,7 +61,12 @@ class MLP(Net):
         self.activation = ACTIVATIONS[activation]
         self.sinusoid = Sinusoidal(sinusoid) if sinusoid else None
         self.classes = ClassEmbedding(classes, width) if classes else None
-        self.first = dense(inputs + len(scalars) * (sinusoid or 1), width)
+        told = len(scalars) * (sinusoid or 1)
+        self.first = dense(inputs + told, width)
+        # x by itself and the conditions by themselves begin at unit variance: one law for all the columns would hide a
+        # point of the plane behind the 64 of its time.
+        for columns in self.first.weight.split((inputs, told), 1):
+            nn.init.normal_(columns, std=max(1, columns.shape[1]) ** -0.5)
         self.hidden = nn.ModuleList(dense(width, width) for _ in range(depth - 1))
         self.last = dense(width, outputs, gain=last)
 
