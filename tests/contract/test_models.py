@@ -29,8 +29,8 @@ from morphogen.diffusion import (
     stochastic_interpolant,
 )
 from morphogen.diffusion.chain import Variational, improved_ddpm
+from morphogen.diffusion.decoder import Normal
 from morphogen.diffusion.langevin import MALA, ULA
-from morphogen.diffusion.likelihood import Normal
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
 from morphogen.nets.dit import DiT

@@ -13,8 +13,8 @@ from morphogen import UserError
 from morphogen.core import Bounds, Net, Noise, Samples, can
 from morphogen.diffusion import path as P
 from morphogen.diffusion.chain import Hybrid, LearnedVariance, Variational, improved_ddpm
+from morphogen.diffusion.decoder import Levels, Normal
 from morphogen.diffusion.field import gaussian
-from morphogen.diffusion.likelihood import Levels, Normal
 from morphogen.diffusion.solve import posterior
 from morphogen.nets.mlp import MLP
 from morphogen.nets.unet import UNet

@@ -10,11 +10,13 @@ from torch import nn
 
 from morphogen import UserError
 from morphogen.core import Bounds, LogProb, Noise, can
+from morphogen.diffusion import divergence as V
 from morphogen.diffusion import field as F
 from morphogen.diffusion import likelihood as L
 from morphogen.diffusion import path as P
 from morphogen.diffusion import weight as W
 from morphogen.diffusion.adaptive import Joint
+from morphogen.diffusion.decoder import Levels
 from morphogen.diffusion.diffusion import Diffusion, Sampler
 from morphogen.diffusion.grid import Uniform
 from morphogen.diffusion.guide import guided
@@ -179,11 +181,11 @@ def test_variances_of_hutchinson():
     n = 200_000
     x = torch.randn(n, 3, dtype=torch.float64, requires_grad=True)
     v = x @ A.T
-    for law, variance in ((L.Hutchinson(), 8.0), (L.GaussianHutchinson(), 36.0), (L.Exact(), 0.0)):
-        found = L.trace(v, x, law.probes(x, Noise.seeded(1, n)), graph=True)
+    for law, variance in ((V.Hutchinson(), 8.0), (V.Hutchinson(law=V.gaussian), 36.0), (V.Exact(), 0.0)):
+        found = V.trace(v, x, law.probes(x, Noise.seeded(1, n)), graph=True)
         assert found.mean().item() == pytest.approx(6, abs=4 * (variance / n) ** 0.5 + 1e-9)
         assert found.var().item() == pytest.approx(variance, rel=0.03, abs=1e-9)
-    four = L.trace(v, x, L.Hutchinson(4).probes(x, Noise.seeded(2, n)), graph=True)
+    four = V.trace(v, x, V.Hutchinson(4).probes(x, Noise.seeded(2, n)), graph=True)
     assert four.mean().item() == pytest.approx(6, abs=0.02)
     assert four.var().item() == pytest.approx(2.0, rel=0.03)
 
@@ -192,9 +194,9 @@ def test_hutchinson_is_the_exact_density_on_average():
     mean = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(1, 3, 5)
     field = F.Mixture(P.Linear(), torch.stack((mean, -mean)), [0.5, 0.8])
     x = field.sample(3, torch.Generator().manual_seed(1))
-    exact = L.log_density(field, x, divergence=L.Exact(), integrator=L.Fixed(12))
+    exact = L.log_density(field, x, divergence=V.Exact(), integrator=L.Fixed(12))
     many = x.repeat(500, 1, 1, 1)
-    for law in (L.Hutchinson(), L.GaussianHutchinson(2)):
+    for law in (V.Hutchinson(), V.Hutchinson(2, V.gaussian)):
         said = L.log_density(field, many, divergence=law, noise=Noise.seeded(5, 1500), integrator=L.Fixed(12))
         said = said.reshape(500, 3)
         assert said.std(0).min() > 1e-3
@@ -260,7 +262,7 @@ def test_levels_bound_the_bits_of_a_discrete_law():
     """Two levels, and a field that knows them: ½ each is one bit a coordinate."""
     field = F.Mixture(P.Linear(), [[-1.0], [1.0]], [0.0, 0.0])
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(500, 1)
-    said = L.bound(field, x, decoder=L.Levels(2), noise=Noise.seeded(0, 1000), evaluations=64, low=0.02)
+    said = L.bound(field, x, decoder=Levels(2), noise=Noise.seeded(0, 1000), evaluations=64, low=0.02)
     bits = -(said + math.log(2)) / math.log(2)
     assert bits.mean().item() == pytest.approx(1, abs=4 * bits.std().item() / 1000**0.5 + 1e-3)
     assert bits.std() < 1
@@ -385,6 +387,6 @@ def test_mistakes_are_one_sentence():
         made.log_prob(x, divergence="hutchinsons")
     with pytest.raises(UserError, match="4 keys for 3 samples"):
         made.log_prob(x, noise=Noise.seeded(0, 4))
-    for wrong in (lambda: L.Fixed(0), lambda: L.Hutchinson(0), lambda: made.elbo(x, evaluations=0)):
+    for wrong in (lambda: L.Fixed(0), lambda: V.Hutchinson(0), lambda: made.elbo(x, evaluations=0)):
         with pytest.raises(UserError, match="1 or more"):
             wrong()

@@ -13,6 +13,7 @@ from torch import nn
 from morphogen import UserError
 from morphogen.core import Bounds, Field, LogProb, Net, Noise, Samples, can, keys
 from morphogen.diffusion import Diffusion, Sampler
+from morphogen.diffusion.divergence import gaussian, rademacher
 from morphogen.diffusion.field import Eps
 from morphogen.diffusion.grid import Karras
 from morphogen.diffusion.langevin import MALA, ULA
@@ -25,9 +26,7 @@ from morphogen.diffusion.matching import (
     SlicedVR,
     denoising,
     explicit,
-    gaussian,
     implicit,
-    rademacher,
     sliced,
     sliced_vr,
 )
@@ -299,7 +298,7 @@ def test_mistakes():
         Denoising(0)
     with pytest.raises(UserError, match="0 directions"):
         make(Sliced(0)).loss(batch_of(2))
-    with pytest.raises(UserError, match="label holds 3 rows for 2"):
+    with pytest.raises(UserError, match=r"'label'.* holds 3 conditions for 2 samples"):
         make(Implicit()).sample(2, {"label": torch.zeros(3, dtype=torch.int64)})
-    with pytest.raises(UserError, match="noise holds 3 rows for 2"):
+    with pytest.raises(UserError, match="noise has 3 keys for 2 samples"):
         make(Implicit()).sample(2, noise=Noise.seeded(0, 3))

@@ -25,18 +25,11 @@ from morphogen.diffusion.stochastic import (
     g_squared,
 )
 from morphogen.spec import build, spec
+from tests.exact.solver_checks import Counted
 
 f64 = torch.float64
 MEAN, STD = 0.3, 0.5
 PATHS = [P.Linear(), P.Cosine(), P.VP(), P.Exploding(), P.LinearBetas()]
-
-
-class Counted(Mixture):
-    calls = 0
-
-    def predict(self, x, t, p, q, cond=None):
-        self.calls += 1
-        return super().predict(x, t, p, q)
 
 
 class Impulses(Noise):

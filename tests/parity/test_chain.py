@@ -10,7 +10,7 @@ from morphogen.core import Noise
 from morphogen.diffusion import grid as G
 from morphogen.diffusion import path as P
 from morphogen.diffusion.chain import Hybrid, LearnedVariance, Reverse, Telling
-from morphogen.diffusion.likelihood import Levels, Normal
+from morphogen.diffusion.decoder import Levels, Normal
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -28,14 +28,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..core import NONE, Batch, Loss, Model, Noise, everyone, leaves
-from ..errors import UserError, unknown
+from ..checks import guidable, learnable, named, one_for_each
+from ..core import NONE, Batch, Loss, Model, Noise, everyone
+from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
+from .decoder import Decoder, Levels, normal_kl
 from .field import Cond, Eps, Field, affine, spread
 from .grid import Grid, Trailing, chosen
 from .guide import guided
-from .likelihood import Decoder, Levels, noise_of, normal_kl
+from .likelihood import noise_of
 from .path import At, Chain, CosineBetas, Scalar
 from .solve import Step, posterior, trajectory
 from .solvers import SOLVERS
@@ -214,11 +216,7 @@ class LearnedVariance(Model, Field):
     def loss(self, batch: Batch) -> Loss:
         """The objective's mean; `seen` has each sample's error of ε, step and term of the bound (nats/coordinate)."""
         x = batch["x"]
-        if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise UserError(
-                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and"
-                f" this model learns floats of shape {self.shape}: build it for that shape, or give Tensors(levels=…)."
-            )
+        learnable(x, self.shape)
         noise, steps = Noise(batch["key"]), self.path.steps
         i, share = self.objective.steps(noise, self.history, self.filled)
         z = batch["z"] if "z" in batch else noise.normal(*x.shape[1:], dtype=x.dtype)
@@ -274,7 +272,7 @@ class LearnedVariance(Model, Field):
         With `Levels` x is rounded to its level, and the density is that of dequantised pixels: log P − log cell.
         """
         cond, steps = cond or NONE, self.path.steps
-        _check(len(x), cond, noise)
+        one_for_each(len(x), cond, noise)
         if x.shape[1:] != self.shape or not x.is_floating_point():
             raise UserError(f"x is {x.dtype} {tuple(x.shape[1:])} a sample, not floats of shape {self.shape}.")
         if evaluations is not None and evaluations < 2:
@@ -320,14 +318,8 @@ class LearnedVariance(Model, Field):
         Others as in `Diffusion.sample`; under guidance v is that of the given condition.
         """
         cond = cond or NONE
-        _check(n, cond, noise)
-        if guidance != 1 and self.drop == 0:
-            raise UserError(
-                f"This model was trained with drop=0, so it has no unconditional half for guidance {guidance:g}:"
-                " use guidance 1, or train it with drop=0.1."
-            )
-        if isinstance(solver, str) and solver not in SOLVERS:
-            raise unknown("solver", solver, SOLVERS)
+        one_for_each(n, cond, noise)
+        guidable(guidance, self.drop)
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
@@ -336,7 +328,7 @@ class LearnedVariance(Model, Field):
         z = noise.normal(*self.shape, dtype=like.dtype).to(like.device)
         told = Telling(self)
         own = Reverse(told, self.decoder)
-        step = own if solver is None else SOLVERS[solver] if isinstance(solver, str) else solver
+        step = named("solver", solver, SOLVERS, own)
         own_steps = self.steps if step.intervals is None else step.intervals
         times = chosen(grid, Trailing(), self.path)(self.path, own_steps if steps is None else steps)
         field, x = guided(told, guidance, interval=interval), z
@@ -390,14 +382,6 @@ def _between(step: Between, v: Tensor) -> Tensor:
     w = (v + 1) / 2
     log_var: Tensor = w * spread(step.high, v) + (1 - w) * spread(step.low, v)
     return log_var
-
-
-def _check(n: int, cond: Cond, noise: Noise | None) -> None:
-    for name, c in leaves(cond):
-        if len(c) != n:
-            raise UserError(f"cond[{name!r}] holds {len(c)} conditions for {n} samples: give one for each.")
-    if noise is not None and len(noise) != n:
-        raise UserError(f"The noise has {len(noise)} keys for {n} samples: give one for each.")
 
 
 def improved_ddpm(

@@ -10,21 +10,24 @@ batch brings a `z` of its own (`coupling.py`). Conditions are dropped with proba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ..core import NONE, Batch, Loss, Model, Noise, leaves
-from ..errors import UserError, unknown
+from ..checks import guidable, learnable, named, one_for_each
+from ..core import NONE, Batch, Loss, Model, Noise
+from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
+from .decoder import Decoder
+from .divergence import DIVERGENCES, Divergence
 from .field import Cond, Eps, Field, Parametrisation, affine, spread
 from .grid import Grid, chosen
 from .guide import autoguided, guided, rescaled, thresholded
-from .likelihood import DIVERGENCES, EVALUATIONS, Decoder, Divergence, Integrator, bound, log_density, told
+from .likelihood import EVALUATIONS, Integrator, bound, log_density, told
 from .path import At, Path, Scalar
 from .solve import Step, trajectory
 from .solvers import SOLVERS
@@ -77,11 +80,7 @@ class Diffusion(Model, Field):
     def loss(self, batch: Batch) -> Loss:
         """The mean over samples and coordinates of F's squared error; `seen["error"]` (B,) is each sample's."""
         x = batch["x"]
-        if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise UserError(
-                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and"
-                f" this model learns floats of shape {self.shape}: build it for that shape, or give Tensors(levels=…)."
-            )
+        learnable(x, self.shape)
         noise = Noise(batch["key"])
         at = At(self.path, self.density(noise, self.path, x.dtype))
         z = batch["z"] if "z" in batch else noise.normal(*x.shape[1:], dtype=x.dtype)
@@ -145,13 +144,15 @@ class Diffusion(Model, Field):
         trained for.
         """
         cond = cond or NONE
-        self._check(n, cond, guidance if weak is None and "negative" not in cond else 1.0, noise)
+        one_for_each(n, cond, noise)
+        if weak is None and "negative" not in cond:
+            guidable(guidance, self.drop)
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
         if n == 0:
             return like.new_zeros(0, *self.shape)
-        stepper = _named("solver", solver, SOLVERS, self.sampler.solver)
+        stepper = named("solver", solver, SOLVERS, self.sampler.solver)
         count = steps if steps is not None else self._steps(stepper, solver is not None)
         times = chosen(grid, self.sampler.grid, self.path)(self.path, count)
         field: Field = self
@@ -192,8 +193,8 @@ class Diffusion(Model, Field):
         """
         cond = cond or NONE
         self._check_density(x, cond, noise)
-        named = _named("divergence", divergence, DIVERGENCES, None)
-        return log_density(self, x, cond, noise=noise, divergence=named, integrator=integrator, low=low)
+        by = named("divergence", divergence, DIVERGENCES, None)
+        return log_density(self, x, cond, noise=noise, divergence=by, integrator=integrator, low=low)
 
     def elbo(
         self,
@@ -222,24 +223,4 @@ class Diffusion(Model, Field):
             raise UserError(
                 f"x is {tuple(x.shape[1:])} a sample, and this model's density is over floats of shape {self.shape}."
             )
-        self._check(len(x), cond, 1.0, noise)
-
-    def _check(self, n: int, cond: Cond, guidance: float, noise: Noise | None) -> None:
-        for name, c in leaves(cond):
-            if len(c) != n:
-                raise UserError(f"cond[{name!r}] holds {len(c)} conditions for {n} samples: give one for each.")
-        if noise is not None and len(noise) != n:
-            raise UserError(f"The noise has {len(noise)} keys for {n} samples: give one for each.")
-        if guidance != 1 and self.drop == 0:
-            raise UserError(
-                f"This model was trained with drop=0, so it has no unconditional half for guidance {guidance:g}:"
-                " use guidance 1, or train it with drop=0.1."
-            )
-
-
-def _named(kind: str, wish: Any, known: Mapping[str, Any], own: Any) -> Any:
-    if isinstance(wish, str):
-        if wish not in known:
-            raise unknown(kind, wish, known)
-        return known[wish]
-    return own if wish is None else wish
+        one_for_each(len(x), cond, noise)

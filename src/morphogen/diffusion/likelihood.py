@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Shaped
@@ -37,11 +37,11 @@ from ..core import NONE, Noise, keys
 from ..errors import UserError
 from ..spec import Remembers
 from .adaptive import PER_SAMPLE, Control, integrate
+from .decoder import Decoder, Normal, normal_kl, normal_log_prob
+from .divergence import Divergence, Exact, divergence_for, trace
 from .field import Cond, Field, spread
 from .path import Chain, Path, Scalar, lib
-from .solve import RK4, Tableau
-
-Rate = Callable[[Scalar, Tensor], Tensor]  # (u, y (B, N)) -> dy/du (B, N), u a number or (B,)
+from .solve import RK4, Rate, Tableau, runge_kutta
 
 EVALUATIONS = 64  # of the bound's integral, unless told otherwise
 
@@ -54,73 +54,6 @@ def noise_of(x: Float[Tensor, " b *shape"]) -> Noise:
         bits = (x.detach().flatten(1).double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
         place = torch.arange(bits.shape[1], device=x.device)
         return Noise(keys(keys(bits ^ keys(place)).sum(1)))  # sums wrap
-
-
-# ---- divergence ----------------------------------------------------------------------------------------------------
-
-
-class Divergence(Remembers, ABC):
-    """The trace of dv/dx, exact or estimated: Σ_k e_kᵀ (dv/dx) e_k over probes e_k with E Σ_k e_k e_kᵀ = 1."""
-
-    @abstractmethod
-    def probes(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, "k b *shape"]:
-        """The directions e_k for each x, drawn once and kept along the way."""
-
-
-class Exact(Divergence):
-    """One backward pass for each coordinate."""
-
-    def probes(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, "k b *shape"]:
-        size = math.prod(x.shape[1:])
-        one = torch.eye(size, dtype=x.dtype, device=x.device)
-        return one.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
-
-
-class Hutchinson(Divergence):
-    """`passes` random directions, each coordinate ±1: of all laws the one of least variance, 2 Σ_{i≠j} a_ij² a pass for
-    a symmetric Jacobian (Hutchinson 1990).
-    """
-
-    def __init__(self, passes: int = 1) -> None:
-        if passes < 1:
-            raise UserError(f"Hutchinson(passes={passes}) looks in no direction: use 1 or more.")
-        self.passes = passes
-
-    def probes(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, "k b *shape"]:
-        signs = noise.uniform(self.passes, *x.shape[1:], dtype=x.dtype).to(x.device).ge(0.5).to(x.dtype) * 2 - 1
-        return signs.transpose(0, 1).mul(self.passes**-0.5)
-
-
-class GaussianHutchinson(Hutchinson):
-    """Normal directions: the variance is 2 ‖A‖_F² a pass for a symmetric Jacobian A."""
-
-    def probes(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, "k b *shape"]:
-        draws = noise.normal(self.passes, *x.shape[1:], dtype=x.dtype).to(x.device)
-        return draws.transpose(0, 1).mul(self.passes**-0.5)
-
-
-DIVERGENCES: Mapping[str, Divergence] = {
-    "exact": Exact(),
-    "gaussian": GaussianHutchinson(),
-    "hutchinson": Hutchinson(),
-}
-
-
-def divergence_for(size: int) -> Divergence:
-    """The divergence that is used where none is named: exact up to 16 coordinates, then Hutchinson's."""
-    return Exact() if size <= 16 else Hutchinson()
-
-
-def trace(
-    v: Float[Tensor, " b *shape"], x: Float[Tensor, " b *shape"], probes: Float[Tensor, "k b *shape"], graph: bool
-) -> Float[Tensor, " b"]:
-    """Σ_k e_kᵀ (dv/dx) e_k, differentiable where `graph`; v was made from x, which requires its gradient."""
-    found = x.new_zeros(len(x))
-    for k, e in enumerate(probes):
-        keep = graph or k + 1 < len(probes)
-        (g,) = torch.autograd.grad(v, x, e, retain_graph=keep, create_graph=graph, materialize_grads=True)
-        found = found + (g * e).flatten(1).sum(1)
-    return found
 
 
 # ---- integrators ---------------------------------------------------------------------------------------------------
@@ -147,12 +80,9 @@ class Fixed(Integrator):
         self.steps, self.tableau = steps, tableau
 
     def __call__(self, f: Rate, y: Float[Tensor, "b n"], u: float, w: float) -> Float[Tensor, "b n"]:
-        h = (w - u) / self.steps
-        for i in range(self.steps):
-            slopes: list[Tensor] = []
-            for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
-                slopes.append(f(min(u + (i + c) * h, w), _ahead(y, h, row, slopes)))
-            y = _ahead(y, h, self.tableau.b, slopes)
+        edges = [u + (w - u) * i / self.steps for i in range(self.steps)] + [w]
+        for a, b in pairwise(edges):
+            y = runge_kutta(self.tableau, f, y, a, b)
         return y
 
     def __str__(self) -> str:
@@ -165,13 +95,6 @@ def integrator_for(size: int) -> Integrator:
     dimension, far below the standard error of a test set.
     """
     return Fixed(50 if size <= 16 else 16)
-
-
-def _ahead(y: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    for w, k in zip(weights, slopes, strict=True):
-        if w:
-            y = torch.add(y, k, alpha=w * h)
-    return y
 
 
 class Adaptive(Integrator):
@@ -296,108 +219,12 @@ def _log_prior(x: Tensor, path: Path, mean: float | Tensor, std: float | Tensor)
     return normal_log_prob(x, m * (alpha / h), var.log()).flatten(1).sum(1)
 
 
-def normal_log_prob(x: Tensor, mean: Tensor | float, log_var: Tensor) -> Tensor:
-    """log N(x; mean, e^log_var), a coordinate at a time."""
-    return ((x - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).mul(-0.5)
-
-
-def normal_kl(mean: Tensor, log_var: Tensor, mean_p: Tensor | float, log_var_p: Tensor) -> Tensor:
-    """KL(N(mean, e^log_var) ‖ N(mean_p, e^log_var_p)), a coordinate at a time, nats."""
-    apart = log_var_p - log_var
-    return 0.5 * (apart + torch.expm1(-apart) + (mean - mean_p).square() * (-log_var_p).exp())
-
-
 def _floats(x: Tensor) -> None:
     if not x.is_floating_point():
         raise UserError(
             f"The likelihood of {str(x.dtype).removeprefix('torch.')} numbers is asked for, but this density is over"
             " real ones: give x as floats, pixels dequantised."
         )
-
-
-# ---- decoders: how x is read from its last latent ------------------------------------------------------------------
-
-
-class Decoder(Remembers, ABC):
-    """The law of x given the end of the chain: a density over real numbers."""
-
-    @abstractmethod
-    def observe(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        """What of x is data: x itself, or the level that it stands for."""
-
-    @abstractmethod
-    def clamp(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        """A denoised x̂ within the range of the data."""
-
-    @abstractmethod
-    def log_prob(self, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        """Log-density of x, a coordinate at a time, nats."""
-
-
-class Normal(Decoder):
-    """N(mean, e^log_var), for data that are real numbers."""
-
-    def observe(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        return x
-
-    def clamp(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        return x
-
-    def log_prob(self, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        return normal_log_prob(x, mean, log_var)
-
-
-class Levels(Decoder):
-    """The normal law's mass in the cell of each of `levels` values from `low` to `high`, the outer cells open (Ho et
-    al. 2020, eq. 13), spread evenly over the cell: a density of dequantised pixels, log P(level) − log cell.
-
-    Raises UserError in `observe` for x beyond the outer cells.
-    """
-
-    def __init__(self, levels: int = 256, low: float = -1.0, high: float = 1.0) -> None:
-        if levels < 2 or not low < high:
-            raise UserError(f"Levels({levels}, {low}, {high}) hold no picture: give 2 or more levels, and low < high.")
-        self.levels, self.low, self.high = levels, low, high
-        self.cell = (high - low) / (levels - 1)
-
-    def _level(self, x: Tensor) -> Tensor:
-        return ((x - self.low) / self.cell).round().clamp(0, self.levels - 1)
-
-    def observe(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        reach = self.cell * 0.501
-        if x.numel() and bool(((x < self.low - reach) | (x > self.high + reach)).any()):
-            raise UserError(
-                f"x runs from {float(x.min()):g} to {float(x.max()):g}, but this model's data are {self.levels} levels"
-                f" from {self.low:g} to {self.high:g}: scale the pixels to that range."
-            )
-        return self._level(x) * self.cell + self.low
-
-    def clamp(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        return x.clamp(self.low, self.high)
-
-    def log_prob(self, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        level = self._level(x)
-        away, scale, half = level * self.cell + self.low - mean, (-0.5 * log_var).exp(), self.cell / 2
-        upper = torch.where(level == self.levels - 1, math.inf, (away + half) * scale)
-        lower = torch.where(level == 0, -math.inf, (away - half) * scale)
-        flip = away > 0  # where a difference of two numbers near 1 would lose all digits
-        a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-        # the open cells' infinite ends are taken out before log_ndtr: its gradient there is not a number
-        shut = a == -math.inf
-        log_b = torch.special.log_ndtr(torch.where(b == math.inf, 0.0, b)).masked_fill(b == math.inf, 0.0)
-        log_a = torch.special.log_ndtr(torch.where(shut, 0.0, a))
-        share = torch.where(shut, -math.inf, log_a - log_b)  # log Φ(a)/Φ(b) <= 0
-        mass = log_b + torch.where(shut, 0.0, _log1mexp(torch.where(shut, -1.0, share)))
-        density: Tensor = mass - math.log(self.cell)
-        return density
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """Logarithm of 1 − e^x for x < 0."""
-    tiny = torch.finfo(x.dtype).tiny
-    small = x > -0.693
-    near = (-torch.expm1(torch.where(small, x, -1.0))).clamp(min=tiny).log()
-    return torch.where(small, near, torch.log1p(-torch.where(small, -1.0, x).exp()))
 
 
 # ---- the bound -----------------------------------------------------------------------------------------------------

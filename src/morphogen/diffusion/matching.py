@@ -33,9 +33,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import NONE, Batch, Loss, Model, Net, Noise, leaves
+from ..checks import learnable, one_for_each
+from ..core import NONE, Batch, Loss, Model, Net, Noise
 from ..errors import UserError
 from ..spec import Remembers
+from .divergence import Directions, gaussian, rademacher
 from .langevin import MALA, Langevin, Law, Score
 
 # ---- losses: (score, x, ...) -> (B,) -------------------------------------------------------------------------------
@@ -103,18 +105,6 @@ def _watched(x: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
 
 
 # ---- objectives: a loss with its random numbers --------------------------------------------------------------------
-
-Directions = Callable[[Noise, tuple[int, ...], torch.dtype], Tensor]
-
-
-def rademacher(noise: Noise, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Directions of ±1: vᵀAv has variance Σ_{i≠j} a_ij (a_ij + a_ji), the least of any law."""
-    return noise.integers(2, *shape).to(dtype).mul_(2).sub_(1)
-
-
-def gaussian(noise: Noise, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Standard normal directions: for a symmetric A, vᵀAv has variance 2 |A|²."""
-    return noise.normal(*shape, dtype=dtype)
 
 
 class Objective(Remembers, ABC):
@@ -226,11 +216,7 @@ class ScoreModel(Model):
     def loss(self, batch: Batch) -> Loss:
         """The objective's mean over samples; `seen["error"]` (B,) is each sample's."""
         x, cond = batch["x"], batch.get("cond") or NONE
-        if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise UserError(
-                f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and"
-                f" this model learns floats of shape {self.shape}: build it for that shape, or give Tensors(levels=…)."
-            )
+        learnable(x, self.shape)
         with self._smoothly(self.objective.differentiates):
             error = self.objective(lambda y: self.net(y, cond), x, Noise(batch["key"]))
         return Loss(error.mean(), seen={"error": error.detach()})
@@ -269,9 +255,9 @@ class ScoreModel(Model):
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
-        for name, c in (*leaves(cond), ("noise", noise), *((("x", x),) if x is not None else ())):
-            if len(c) != n:
-                raise UserError(f"{name} holds {len(c)} rows for {n} samples: give one for each.")
+        one_for_each(n, cond, noise)
+        if x is not None and len(x) != n:
+            raise UserError(f"x holds the beginnings of {len(x)} chains for {n} samples: give one for each.")
         if x is None:
             x = self.spread * noise.normal(*self.shape, dtype=like.dtype).to(like.device)
         density = (lambda y: self.log_density(y, cond)) if isinstance(self.net, Energy) else None

@@ -13,9 +13,9 @@
 
 Departures: data are at t = 0 throughout (the flow papers: at 1, so t → 1 − t and v → −v). A chain's process begins at
 σ_T z (DDPM: at z; σ_T = 0.99998). EDM's net is told 1000 log(σ)/4, so that a sinusoidal embedding made for step numbers
-resolves it (paper: log(σ)/4). VE's net is given x_t at unit
-variance and told t, in which log σ is straight (paper: x_t and log σ), and its samples keep their last noise, σmin. VDM
-has EDM's input and output (paper: ε) and a fixed schedule. Rectified flow samples with 50 Euler steps (paper: adaptive
+resolves it (paper: log(σ)/4). VE's net is given x_t at unit variance and told t, in which log σ is straight (paper: x_t
+and log σ), and its samples keep their last noise, σmin. VDM has EDM's input and output (paper: ε) and a fixed schedule;
+its Fourier features belong to the net (`nets.fourier`). Rectified flow samples with 50 Euler steps (paper: adaptive
 RK45).
 """
 
@@ -156,7 +156,8 @@ def vdm(
     """Variational diffusion: trained on the bound of the likelihood itself, at noise levels σ/α from 0.001 to those of
     the VP path's end; samples by Heun on Karras' grid, 25 steps, 49 evaluations.
 
-    sigma_data: the data's standard deviation. Pixels want to be dequantised (`data.Dequantise`) for it.
+    sigma_data: the data's standard deviation. Pixels want to be dequantised (`data.Dequantise`) for it, and seen through
+        `nets.fourier.FourierFeatures`, without which a likelihood of theirs is learned very slowly.
     `cond["t"]` is scale · log(σ/α) / 4.
     """
     path = VP()

@@ -34,7 +34,7 @@ from ..core import NONE, Noise
 from ..errors import UserError
 from .field import Cond, Field
 from .path import Path
-from .stochastic import g_squared
+from .stochastic import drift, g_squared
 
 Times = Tensor | Sequence[float]
 
@@ -140,14 +140,19 @@ def coefficients(path: Path, t: float) -> tuple[float, float]:
 
     Raises UserError where nothing is left of the data: there both are infinite.
     """
-    t = max(t, 1e-12)  # on VP σ̇ is infinite and σ is 0 at t = 0, and their product is not
-    alpha = float(path.alpha(t))
-    if alpha == 0:
+    t = _finite(path, t)
+    return float(path.dalpha(t)) / float(path.alpha(t)), float(g_squared(path, t))
+
+
+def _finite(path: Path, t: float) -> float:
+    """The time t, a little above 0: on VP σ̇ is infinite and σ is 0 there, and their product is not."""
+    t = max(t, 1e-12)
+    if path.alpha(t) == 0:
         raise UserError(
             f"The process along {type(path).__name__} is infinitely fast at t = {t:g}, where nothing is left of the"
             " data: keep to times below, such as 0.999."
         )
-    return float(path.dalpha(t)) / alpha, float(g_squared(path, t))
+    return t
 
 
 class Forward(Process):
@@ -164,24 +169,23 @@ class Forward(Process):
 
 
 class Reverse(Process):
-    """From noise to data in a field, t falling, with λ = `churn` times the noise of the forward process.
+    """From noise to data in a field, t falling, with λ = `noise` times the noise of the forward process.
 
-    churn: 1 is Anderson's reverse SDE, 0 the probability-flow ODE; every λ has the forward process's marginals.
+    noise: 1 is Anderson's reverse SDE, 0 the probability-flow ODE; every λ has the forward process's marginals.
     cond:  conditions (B, ...) of the B particles.
     """
 
-    def __init__(self, field: Field, churn: float = 1.0, cond: Cond = NONE) -> None:
-        self.field, self.churn, self.cond = field, churn, cond
+    def __init__(self, field: Field, noise: float = 1.0, cond: Cond = NONE) -> None:
+        self.field, self.noise, self.cond = field, noise, cond
 
     def drift(self, x: Float[Tensor, " b *shape"], t: float) -> Float[Tensor, " b *shape"]:
-        if self.churn == 0:
+        if self.noise == 0:
             return self.field.velocity(x, t, self.cond)
-        path, t = self.field.path, max(t, 1e-12)
-        more = self.churn**2 * coefficients(path, t)[1] / (2 * float(path.sigma(t)))  # the score is −ε̂/σ
-        return self.field.predict(x, t, path.dalpha(t), path.dsigma(t) + more, self.cond)
+        t = _finite(self.field.path, t)
+        return self.field.predict(x, t, *drift(self.field.path, t, 1.0, self.noise), self.cond)
 
     def diffusion(self, x: Float[Tensor, " b *shape"], t: float) -> float:
-        return self.churn * math.sqrt(coefficients(self.field.path, t)[1]) if self.churn else 0.0
+        return self.noise * math.sqrt(coefficients(self.field.path, t)[1]) if self.noise else 0.0
 
 
 # ---- walks ---------------------------------------------------------------------------------------------------------

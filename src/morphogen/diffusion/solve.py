@@ -34,6 +34,7 @@ from .field import Cond, Field, affine, spread
 from .path import Path, Scalar, over
 
 Project = Callable[[Tensor, float], Tensor]  # the state and its time -> the state put right (known pixels, a cut)
+Rate = Callable[[Scalar, Tensor], Tensor]  # (t, x (B, ...)) -> dx/dt (B, ...), t a number or (B,)
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
@@ -122,26 +123,10 @@ HEUN = Tableau(((), (1.0,)), (0.5, 0.5), (0.0, 1.0))
 RK4 = Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0))
 
 
-class RungeKutta(Step):
-    """An explicit Runge-Kutta method on the probability-flow ODE, in t.
-
-    end: the tableau for a step that arrives at σ = 0.
-    """
-
-    def __init__(self, tableau: Tableau, end: Tableau = EULER) -> None:
-        self.tableau, self.end = tableau, end
-
-    def __call__(
-        self, field: Field, x: Tensor, t: Scalar, s: Scalar, cond: Cond = NONE, noise: Noise | None = None
-    ) -> Tensor:
-        end = field.path.sigma(s) == 0
-        if isinstance(end, Tensor) and end.any():
-            last = _runge_kutta(self.end, field, x, t, s, cond)
-            return torch.where(spread(end, x), last, _runge_kutta(self.tableau, field, x, t, s, cond))
-        return _runge_kutta(self.end if end is True else self.tableau, field, x, t, s, cond)
-
-
-def _runge_kutta(tableau: Tableau, field: Field, x: Tensor, t: Scalar, s: Scalar, cond: Cond) -> Tensor:
+def runge_kutta(
+    tableau: Tableau, rate: Rate, x: Float[Tensor, "b ..."], t: Scalar, s: Scalar
+) -> Float[Tensor, "b ..."]:
+    """One step of dx/dt = rate(t, x) from t to s."""
     h = s - t
     slopes: list[Tensor] = []
 
@@ -154,8 +139,29 @@ def _runge_kutta(tableau: Tableau, field: Field, x: Tensor, t: Scalar, s: Scalar
 
     for weights, c in zip(tableau.a, tableau.c, strict=True):
         time = s if c == 1 else t if c == 0 else t + c * h  # an end is met exactly
-        slopes.append(field.velocity(ahead(weights), time, cond))
+        slopes.append(rate(time, ahead(weights)))
     return ahead(tableau.b)
+
+
+class RungeKutta(Step):
+    """An explicit Runge-Kutta method on the probability-flow ODE, in t.
+
+    end: the tableau for a step that arrives at σ = 0.
+    """
+
+    def __init__(self, tableau: Tableau, end: Tableau = EULER) -> None:
+        self.tableau, self.end = tableau, end
+
+    def __call__(
+        self, field: Field, x: Tensor, t: Scalar, s: Scalar, cond: Cond = NONE, noise: Noise | None = None
+    ) -> Tensor:
+        def stepped(tableau: Tableau) -> Tensor:
+            return runge_kutta(tableau, lambda time, y: field.velocity(y, time, cond), x, t, s)
+
+        end = field.path.sigma(s) == 0
+        if isinstance(end, Tensor) and end.any():
+            return torch.where(spread(end, x), stepped(self.end), stepped(self.tableau))
+        return stepped(self.end if end is True else self.tableau)
 
 
 euler = RungeKutta(EULER)

@@ -106,13 +106,13 @@ class StochasticHeun(Step):
         ahead, drawn = _stage(field, x, t, s, cond, quiet, self.noise, var, noise)
         if quiet is True:
             return ahead
-        second = field.predict(ahead, to, *_drift(path, to, s - t, self.noise), cond)
+        second = field.predict(ahead, to, *drift(path, to, s - t, self.noise), cond)
         mean = 0.5 * (x + ahead + second + drawn)
         return torch.where(spread(quiet, x), ahead, mean) if isinstance(quiet, Tensor) else mean
 
 
-def _drift(path: Path, t: Scalar, h: Scalar, noise: float) -> tuple[Scalar, Scalar]:
-    """(p, q) of h times the drift at t, p x̂ + q ε̂."""
+def drift(path: Path, t: Scalar, h: Scalar, noise: float) -> tuple[Scalar, Scalar]:
+    """(p, q) of h times the reverse SDE's drift at t, p x̂ + q ε̂, with λ = `noise`; for times at which α > 0."""
     return h * path.dalpha(t), h * (path.dsigma(t) + noise**2 * _rate(path, t))
 
 
@@ -134,7 +134,7 @@ def _stage(
     path = field.path
     if quiet is True and path.sigma(s) == 0:
         return field.predict(x, t, path.alpha(s), path.sigma(s), cond), 0.0
-    p, q = _drift(path, _inside(quiet, t), s - t, strength)
+    p, q = drift(path, _inside(quiet, t), s - t, strength)
     p, q = _either(quiet, path.alpha(s), p), _either(quiet, path.sigma(s), q)
     moved = field.predict(x, t, p, q, cond)
     kept = torch.where(spread(quiet, x), 0.0, x) if isinstance(quiet, Tensor) else x

@@ -23,17 +23,29 @@ def cifar_bpd(
     from ..diffusion import vdm
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
+    from ..nets.fourier import FourierFeatures
     from ..nets.unet import UNet
     from ..optim import AdamW, Cosine
     from ..train import Trainer
 
-    net = UNet(3, widths=(width, 2 * width, 2 * width), depth=depth, attention=(1, 2), dropout=dropout, groups=32)
-    model = vdm(net, (3, 32, 32))
+    powers = tuple(range(1, 9))
+    net = UNet(
+        3 * (1 + 2 * len(powers)),
+        outputs=3,
+        widths=(width, 2 * width, 2 * width),
+        depth=depth,
+        attention=(1, 2),
+        dropout=dropout,
+        groups=32,
+        modulation="scale-shift",
+    )
+    model = vdm(FourierFeatures(net, powers), (3, 32, 32))
     source = Augmented(Shuffled(CIFAR10("train"), batch), (Dequantise(),))
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=min(1000, steps // 10))),
         clip=1.0,
+        dtype="bfloat16",
         ema=EMA(0.9998),
         heldout=HeldOut(every=max(500, steps // 20), batch=500, limit=2000),
         hooks=(SampleGrid(every=max(500, steps // 20), n=40, columns=10),),

@@ -6,7 +6,6 @@ Recorded in docs/runs/digits-diffusion: `make demo` on two cores of an AMD EPYC,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +36,7 @@ def digits_diffusion(
     from ..data.digits import Digits, space
     from ..data.items import Pairs
     from ..data.source import Shuffled
-    from ..diffusion import Diffusion, ddpm, edm, rectified_flow
+    from ..diffusion.presets import PRESETS
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
     from ..nets.unet import UNet
@@ -46,9 +45,7 @@ def digits_diffusion(
     from ..train import Trainer
 
     net = UNet(1, widths=(width, 2 * width), attention=(1,), classes=10, dropout=dropout)
-    presets: dict[str, Callable[[UNet, tuple[int, ...]], Diffusion]]
-    presets = {"rectified_flow": rectified_flow, "edm": edm, "ddpm": ddpm}
-    model = presets[preset](net, (1, 8, 8))
+    model = PRESETS[preset](net, (1, 8, 8))
     wishes: dict[str, list[int]] = {"label": [i % 10 for i in range(60)]}
     options: dict[str, float | str] = {"guidance": guidance}
     if preset == "ddpm":  # whose own chain takes a thousand steps

@@ -15,9 +15,9 @@ from ..experiment import Data, Experiment
 
 def mnist_diffusion(
     preset: Literal["edm", "flow_matching", "rectified_flow", "stochastic_interpolant", "ddpm", "score_sde_vp"] = "edm",
-    steps: int = 1000,
+    steps: int = 1800,
     width: int = 40,
-    batch: int = 128,
+    batch: int = 64,
     lr: float = 2e-3,
     dropout: float = 0.1,
     guidance: float = 1.5,
@@ -56,7 +56,7 @@ def mnist_diffusion(
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=steps // 20)),
         clip=1.0,
         dtype="bfloat16",
-        ema=EMA(0.995),
+        ema=EMA(0.998),
         heldout=HeldOut(every=max(1, steps // 4), batch=500, limit=2000) if pairs is None else None,  # they have no z
         hooks=(grid,),
         save_every=max(1, steps // 10),
