@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,26 @@ def test_the_recipe_takes_pairs(tmp_path, capsys):
     assert asset.read_bytes() == path.read_bytes()
     assert main([*words, "--preset", "edm", "--run", str(tmp_path / "third")]) == 2
     assert "take --preset rectified_flow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dials"),
+    [
+        ("points-diffusion", ["--preset", "rectified_flow", "--density", "moons", "--depth", "1"]),
+        ("digits-diffusion", []),
+    ],
+)
+def test_the_next_command_that_it_says_trains_the_next_round(recipe, dials, tmp_path, capsys):
+    small = ["--steps", "1", "--width", "8", "--batch", "8"]
+    run, out = tmp_path / "first", tmp_path / "my pairs.safetensors"
+    assert main(["train", recipe, *dials, *small, "--run", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["reflow", str(run), "--n", "8", "--steps", "1", "--out", str(out), "--json"]) == 0
+    (following,) = json.loads(capsys.readouterr().out.splitlines()[-1])["next"]
+    words = shlex.split(following)
+    assert words[0] == "morphogen"
+    assert ("moons" in words) == ("moons" in dials)
+    assert main([*words[1:], *small, "--run", str(tmp_path / "second")]) == 0
 
 
 # ---- the theorem ---------------------------------------------------------------------------------------------------

@@ -78,12 +78,25 @@ def reflow(
     note = {"run": str(run), "step": loaded.step, "seed": seed, "label": list(label), "options": told}
     _write(out, x, _start(model, n, seed, x), cond, note)
     text = f"{n} pairs of noise and samples of {asked} (seed {seed}, step {loaded.step}) in {out}"
-    recipe = (loaded.page.get("recipe") or {}).get("name", "")
-    following = (
-        f"morphogen train {recipe} --guidance 1 --pairs {shlex.quote(str(out))}" if recipe == "digits-diffusion" else ""
-    )
+    following = _following(loaded.page.get("recipe") or {}, out)
     fields = {"n": n, **note, "file": str(out), "next": [following] if following else []}
     context.tell.answer("reflowed", fields, text + (f"\nNext:\n  {following}" if following else ""))
+
+
+def _following(recipe: Mapping[str, Any], out: Path) -> str:
+    """The command of the next round, where the run is of a shipped recipe that takes pairs; else nothing."""
+    from ..recipes import names
+
+    name, given = recipe.get("name", ""), recipe.get("arguments", {})
+    flags = {flag.name for flag in recipes.find(name).flags} if name in names() else set()
+    if "pairs" not in flags:
+        return ""
+    words = ["morphogen", "train", name, "--preset", "rectified_flow", "--pairs", str(out)]
+    if "guidance" in flags:  # the pairs are guided already
+        words += ["--guidance", "1"]
+    if "density" in given:
+        words += ["--density", given["density"]]
+    return shlex.join(words)
 
 
 def _start(model: Diffusion, n: int, seed: int, x: Tensor) -> Tensor:

@@ -156,8 +156,8 @@ def vdm(
     """Variational diffusion: trained on the bound of the likelihood itself, at noise levels σ/α from 0.001 to those of
     the VP path's end; samples by Heun on Karras' grid, 25 steps, 49 evaluations.
 
-    sigma_data: the data's standard deviation. Pixels want to be dequantised (`data.Dequantise`) for it, and seen through
-        `nets.fourier.FourierFeatures`, without which a likelihood of theirs is learned very slowly.
+    sigma_data: the data's standard deviation. Pixels want to be dequantised for it (`data.Dequantise`), and a net that
+        sees them through `nets.fourier.FourierFeatures`: without, their likelihood is learned very slowly.
     `cond["t"]` is scale · log(σ/α) / 4.
     """
     path = VP()
