@@ -12,7 +12,7 @@ echo "Installing the peers into $folder (about 3 GB) ..."
 pip install -qq --upgrade -c constraints.txt pip
 pip install -qq "$torch" accelerate transformers diffusers trl peft stable-baselines3 "gymnasium[mujoco]" zuko \
   torchdiffeq gensim x-transformers torchmetrics scikit-learn onnxruntime onnx onnxscript psutil matplotlib \
-  tensorboard POT tyro safetensors pytest jaxtyping
+  tensorboard POT tyro safetensors pytest jaxtyping einops
 # these pin, or drag in, what would replace torch
 pip install -qq --no-deps normflows nflows flow-matching torchcfm pythae
 # what needs torchvision lives apart: its only build is made for another torch, its compiled part does not load, and
