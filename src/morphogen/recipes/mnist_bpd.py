@@ -1,7 +1,7 @@
 """A likelihood of MNIST: diffusion trained on its variational bound, measured in bits per dimension.
 
-Recorded in docs/runs/mnist-bpd: 450 steps on one core of an AMD EPYC, 439 s, 4.01 bits/dim: far from trained, see
-docs/log.md.
+Recorded in docs/runs/mnist-bpd: 726 s on one core of an AMD EPYC, and 454 s for 1,000 test digits: 1.36 ± 0.02 bits/dim by
+the probability flow, 1.35 ± 0.02 by the bound.
 """
 
 from __future__ import annotations
