@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ class HeldOut(Remembers):
             weights[name] = weights.get(name, 0.0) + weight
 
         phases = [p for p in model.phases() if isinstance(p, Phase)]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _frozen(model):
             for i, batch in enumerate(in_order(items, self.batch, seed=seed, device=device)):
                 if self.limit is not None and i * self.batch >= self.limit:
                     break
@@ -83,3 +85,18 @@ class HeldOut(Remembers):
             raise unknown("held-out metric", self.metric, measured)
         if math.isnan(measured[self.metric]):
             raise UserError(f"The held-out {self.metric} is NaN while training is finite: look at the held-out data.")
+
+
+@contextlib.contextmanager
+def _frozen(model: Model) -> Iterator[None]:
+    """No weight wants a gradient inside, so that no graph is kept (of a large batch it would fill the memory); a loss
+    that differentiates by its input still can, which `no_grad` would forbid.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)

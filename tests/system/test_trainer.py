@@ -370,6 +370,30 @@ def test_heldout_noise_is_fixed(tmp_path):
     assert a["loss"] == pytest.approx(whole, rel=1e-6)  # 200 is no multiple of 64: weighted by size
 
 
+class Penal(Fit):
+    """Its loss differentiates by its input, as a gradient penalty does."""
+
+    def loss(self, batch) -> Loss:
+        x = batch["x"].requires_grad_()
+        (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+        return Loss((slope.norm(dim=1) - 1).square().mean())
+
+
+def test_heldout_keeps_no_graph_and_lets_a_loss_differentiate_itself():
+    """A graph of a held-out batch, which is larger than a training batch, is memory for nothing."""
+    kept: list[int] = []
+    for cls in (Fit, Penal):
+        model = seeded(cls)
+        model.net[0].bias.requires_grad_(False)
+        truth = model.loss(Line().take(torch.arange(200))).value.item()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            found = HeldOut(batch=200).measure(model, Line(), 0, torch.device("cpu"))
+        assert found["loss"] == pytest.approx(truth, rel=1e-6)
+        assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+        assert cls is Penal or not kept
+    assert kept  # the penalty's own
+
+
 def test_an_unknown_metric_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no held-out metric 'mea': did you mean 'mae'"):
         fit(tmp_path, Fit(), Trainer(1, heldout=HeldOut(every=1, metric="mea")), Line(), Line())

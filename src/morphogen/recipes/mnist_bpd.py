@@ -1,6 +1,6 @@
 """A likelihood of MNIST: diffusion trained on its variational bound, measured in bits per dimension.
 
-Recorded in docs/runs/mnist-bpd: 726 s on one core of an AMD EPYC, and 454 s for 1,000 test digits: 1.36 ± 0.02 bits/dim by
+Recorded in docs/runs/mnist-bpd: 726 s on one core of an AMD EPYC, 454 s for 1,000 test digits: 1.36 ± 0.02 bits/dim by
 the probability flow, 1.35 ± 0.02 by the bound.
 """
 
