@@ -1,4 +1,4 @@
-"""`morphogen data`: what data sets there are, and a look at one."""
+"""`morphogen data`: what data sets there are, a look at one, and fetching one."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def show(
         f"{name}: {about.summary}; {counts}\n  source   {about.citation}\n  licence  {about.licence}\n  sheet    {path}"
     )
     context.tell.answer("data", {**about._asdict(), "sheet": str(path)}, text)
+
+
+def get(context: Context, name: str, *, data_root: Path | None = None) -> None:
+    """Fetch the files of a data set from the network, each held to its SHA-256.
+
+    name: mnist, fashion-mnist or cifar10. data_root: the folder of data sets to put it into (default: the cache
+    folder's). What a cut connection left is gone on from.
+    """
+    from ..data import fetch
+
+    total = sum(remote.size for remote in fetch.sources(name))
+    with context.tell.progress("B", total) as told:
+        folder = fetch.get(name, data_root, told)
+    text = (
+        f"{name} is in {folder}: {total:,} bytes, each file of the right SHA-256.\nNext:\n  morphogen data show {name}"
+    )
+    context.tell.answer("fetched", {"name": name, "folder": str(folder), "bytes": total}, text)
 
 
 _root = data_root
