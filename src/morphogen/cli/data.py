@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..data import table
@@ -57,9 +58,8 @@ def get(context: Context, name: str, *, data_root: Path | None = None) -> None:
     total = sum(remote.size for remote in fetch.sources(name))
     with context.tell.progress("B", total) as told:
         folder = fetch.get(name, data_root, told)
-    text = (
-        f"{name} is in {folder}: {total:,} bytes, each file of the right SHA-256.\nNext:\n  morphogen data show {name}"
-    )
+    following = f"morphogen data show {name}" + (f" --data-root {shlex.quote(str(data_root))}" if data_root else "")
+    text = f"{name} is in {folder}: {total:,} bytes, each file of the right SHA-256.\nNext:\n  {following}"
     context.tell.answer("fetched", {"name": name, "folder": str(folder), "bytes": total}, text)
 
 

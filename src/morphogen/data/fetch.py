@@ -97,7 +97,7 @@ def _fetch(remote: Remote, folder: Path, told: Callable[[int], None]) -> None:
     if _sha256(partial) != remote.sha256:
         partial.unlink()
         raise UserError(
-            f"What {remote.url} gave is not {remote.name}: its SHA-256 is another one, and nothing was kept."
+            f"What {remote.url} gave has another SHA-256 than {remote.name} must have: nothing of it was kept."
         )
     partial.replace(target)
 
