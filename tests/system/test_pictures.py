@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -655,6 +656,31 @@ def test_an_interrupted_decoding_goes_on(at, noted, tmp_path, own_cache, monkeyp
     len(opened(folder, workers=0))
     assert cached(own_cache) == straight
     assert count == (20 if noted or before == 20 else before + 20)
+
+
+def test_two_at_once_decode_once(tmp_path, own_cache, monkeypatch):
+    folder = fill(tmp_path / "p", many(30))
+    listed = data.index(folder)
+    count, real = [], decode.decode
+    monkeypatch.setattr(album, "decode", lambda *given: count.append(1) or real(*given))
+    albums = [data.Album(folder, listed, size=(9, 9), workers=1) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(data.Album.entries, albums))
+    assert found[0] == found[1] == found[2]
+    assert len(count) == 30
+    assert len(cached(own_cache)) == 30 * 243
+
+
+def test_a_damaged_memory_of_what_was_seen_is_nothing_worse(tmp_path, own_cache, monkeypatch):
+    folder = fill(tmp_path / "p", many(3))
+    real = time.time_ns
+    monkeypatch.setattr(files.time, "time_ns", lambda: real() + 3_000_000_000)
+    first = data.index(folder)
+    (memory,) = (own_cache / "indexed").glob("*.seen.json")
+    held = json.loads(memory.read_bytes())
+    for content in ("", "[]", "{", "null", '{"000.png": 1}', json.dumps({k: [v[0], {}] for k, v in held.items()})):
+        memory.write_text(content)
+        assert data.index(folder).sha256 == first.sha256
 
 
 def test_what_is_damaged_or_of_another_length_is_decoded_again(tmp_path, own_cache):

@@ -107,9 +107,8 @@ def _receive(remote: Remote, file: BinaryIO, told: Callable[[int], None]) -> Non
     there = file.tell()
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={there}-"} if there else {})
     with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-        if there and not (
-            answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {there}-")
-        ):
+        begin = f"bytes {there}-" if answer.status == 206 else "none"
+        if there and not answer.headers.get("Content-Range", "").startswith(begin):
             file.truncate(0)  # the server sends the whole of it again
             there = 0
         while there <= remote.size and (piece := answer.read(_PIECE)):

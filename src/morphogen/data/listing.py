@@ -14,6 +14,7 @@ Folders train/ and test/ (or val/) at the top are the two parts; else one pictur
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -40,6 +41,7 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 _TEST = ("test", "val", "valid", "validation")
 _OPENS = 178_956_970  # pixels: of more Pillow opens no file
 _SHARE = 20  # one picture in so many is held out
+_LOOKED = {"bytes", "sha256", "height", "width", "bad"}  # what looking at a file tells
 _COLUMNS = {"file": "file_name", "text": "caption"}  # other names of columns
 
 
@@ -296,12 +298,11 @@ def _seen(files: Files, names: Sequence[str], there: Mapping[str, int], pixels: 
     """Size, hash and header of each file. One whose stamp is as when it was last read is not read again."""
     place = hashlib.sha256(f"{files.path.resolve()}\0{pixels}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     memory = cache() / "indexed" / f"{place}.seen.json"
-    try:
-        before: dict[str, Any] = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
-        before = {}
     stamps = {n: files.stamp(n) for n in names}
-    seen = {n: before[n][1] for n in names if n in before and stamps[n] is not None and before[n][0] == stamps[n]}
+    seen: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
+        before = json.loads(memory.read_bytes())
+        seen = {n: found for n, (stamp, found) in before.items() if stamp == stamps.get(n) and set(found) == _LOOKED}
     new = [n for n in names if n not in seen]
 
     def look(name: str) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def pictures_diffusion(
     model = PRESETS[preset](Patched(net, patch), train.shape)
     wishes: dict[str, Any] = {"label": [i % classes for i in range(40)]} if classes else {}
     options: dict[str, Any] = {"solver": "dpmpp-2m", "steps": 20} | ({"guidance": guidance} if classes else {})
-    grid = SampleGrid(every=max(1, steps // 20), n=40, wishes=wishes, options=options, columns=min(classes, 10) or 8)
+    grid = SampleGrid(
+        every=max(1, steps // 10), n=40, wishes=wishes, options=options, columns=classes if 2 <= classes <= 10 else 8
+    )
     source = Shuffled(train, batch)
     trainer = Trainer(
         steps,
@@ -72,7 +74,7 @@ def pictures_diffusion(
         clip=1.0,
         dtype="bfloat16",
         ema=EMA(0.999),
-        heldout=HeldOut(every=max(1, steps // 20), batch=batch, limit=2000) if train.holds("test") else None,
+        heldout=HeldOut(every=max(1, steps // 10), batch=batch, limit=2000) if train.holds("test") else None,
         hooks=(grid,),
         save_every=max(1, steps // 40),
         log_every=20,
