@@ -252,6 +252,10 @@ def test_the_cap_is_the_users(tmp_path):
     assert [bool(e.bad) for e in listing.read(data.index(folder, pixels=80)).entries] == [True] * 3
     with pytest.raises(UserError, match="out of range"):
         data.index(folder, pixels=0)
+    (folder / "000.png").write_bytes(encoded(pixels(0, 9, 10)))
+    assert len(everything(fill(tmp_path / "q", many(100)))) == 100
+    with pytest.raises(UserError, match=r"'000.png' \(it has 10 x 9 pixels, more than 81\)"):
+        len(data.Album(folder, data.index(folder, pixels=81), size=(9, 9)))
 
 
 # ---- bad files -----------------------------------------------------------------------------------------------------
@@ -434,6 +438,7 @@ def test_mistakes_in_tables_are_one_sentence(tmp_path):
             ({"metadata.jsonl": "{}\n[]"}, r"Line 1 .* no file_name"),
             ({"metadata.jsonl": "[1]"}, r"Line 1 .* no JSON object"),
             ({"metadata.jsonl": "{", "metadata.csv": ""}, "both metadata.csv and metadata.jsonl"),
+            ({"metadata.csv": "file_name,t\na.png,1\nb.png,2\n"}, r"'t' has a name that nets use"),
             ({"a.json": "[]"}, r"'a.json' is no JSON object"),
             ({"a.txt": "one"}, r"'a.png' has a caption and 'b.png' has none"),
         )

@@ -51,8 +51,8 @@ class Album(Stored):
     folder: of PNG, JPEG and WebP files, a zip of them, or tar shards. index: what `index(folder)` wrote. part: "train"
     or "test". size: (H, W) of every item. colour: RGB, else grey. fit: how a picture is made to fit, a name in
     `decode.FITS`: "crop", "pad" or "stretch". among: shapes (H, W), `size` one of them; then only the pictures are
-    taken whose aspect comes nearest to that of `size`. pixels: no larger picture is decoded. workers: threads that
-    decode (default: as many as there are processors).
+    taken whose aspect comes nearest to that of `size`. workers: threads that decode (default: as many as there are
+    processors).
     Decodes all that is not in the cache on first use. Raises UserError where more than 1 % of the files are bad, where
     a file is no longer what the index says, or the cache folder has no room.
     """
@@ -69,12 +69,11 @@ class Album(Stored):
         colour: bool = True,
         fit: str = "crop",
         among: Sequence[tuple[int, int]] = (),
-        pixels: int = 64_000_000,
         workers: int | None = None,
     ) -> None:
         self.folder, self.index, self.part = Path(folder), index, part_named(part)
         self.size, self.colour, self.fit, self.among = tuple(size), colour, fit, tuple(map(tuple, among))
-        self.pixels, self.workers = pixels, workers
+        self.workers = workers
         if fit not in FITS:
             raise unknown("way to fit pictures", fit, FITS)
         if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > 8192:
@@ -135,7 +134,7 @@ class Album(Stored):
     def _decoded(self) -> tuple[list[Entry], Path]:
         """The pictures that are not bad, and the file of their pixels; decoded now where it is not there."""
         wanted = self._wanted()
-        how = [self.index.sha256, self.shape, self.fit, self.among, self.pixels, PIL.__version__]
+        how = [self.index.sha256, self.shape, self.fit, self.among, PIL.__version__]
         name = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
         path = cache() / "decoded" / f"pictures-{name}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,9 +198,7 @@ class Album(Stored):
                 " or take them out."
             )
 
-    def _stream(
-        self, files: Files, entries: Sequence[Entry]
-    ) -> Generator[tuple[Entry, NDArray[np.uint8] | str], None, None]:
+    def _stream(self, files: Files, entries: Sequence[Entry]) -> Generator[tuple[Entry, Made], None, None]:
         """Each picture's pixels, or why it is bad, in order."""
 
         def made(entry: Entry) -> Made:
@@ -214,7 +211,8 @@ class Album(Stored):
             if hashlib.sha256(data).hexdigest() != entry.sha256:
                 raise UserError(f"{entry.name!r} in {str(self.folder)!r} has changed since it was indexed: {_AGAIN}")
             try:
-                return decode(data, self.shape, self.fit, self.pixels)
+                pixels = entry.height * entry.width  # the content is that which the index measured, and let pass
+                return decode(data, self.shape, self.fit, pixels)
             except Bad as bad:
                 return str(bad)
 

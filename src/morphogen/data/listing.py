@@ -41,6 +41,7 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 _TEST = ("test", "val", "valid", "validation")
 _OPENS = 178_956_970  # pixels: of more Pillow opens no file
 _SHARE = 20  # one picture in so many is held out
+_TAKEN = ("t", "r", "null", "text", "text_mask")  # conditions of nets' own
 _LOOKED = {"bytes", "sha256", "height", "width", "bad"}  # what looking at a file tells
 _COLUMNS = {"file": "file_name", "text": "caption"}  # other names of columns
 
@@ -271,9 +272,14 @@ def _classes(said: Mapping[str, _Said]) -> list[str]:
 
 
 def _conditions(said: Mapping[str, _Said]) -> dict[str, dict[str, float]]:
-    """The numbers said of every picture, by column. A column that is no number everywhere is left out, aloud."""
+    """The numbers said of every picture, by column. A column that is no number everywhere is left out, aloud.
+
+    Raises UserError for a column whose name is taken.
+    """
     found: dict[str, dict[str, float]] = {}
     for column in sorted({c for s in said.values() for c in s.columns}):
+        if column in _TAKEN:
+            raise UserError(f"The column {column!r} has a name that nets use themselves: give it another one.")
         values = {name: _number(s.columns.get(column)) for name, s in said.items()}
         wrong = next((name for name, v in values.items() if not math.isfinite(v)), None)
         if wrong is None:
