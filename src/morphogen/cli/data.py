@@ -48,10 +48,10 @@ def show(
 
 
 def get(context: Context, name: str, *, data_root: Path | None = None) -> None:
-    """Fetch the files of a data set from the network, each held to its SHA-256.
+    """Fetch the files of a data set from the network, each held to its SHA-256; go on where a connection was cut.
 
     name: mnist, fashion-mnist or cifar10. data_root: the folder of data sets to put it into (default: the cache
-    folder's). What a cut connection left is gone on from.
+    folder's).
     """
     from ..data import fetch
 
