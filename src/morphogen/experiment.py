@@ -88,7 +88,7 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         return
     there = read_spec(run)
     adopt_assets(graph, run / "assets")
-    found = differences(there["experiment"], graph)
+    found = differences(there["experiment"], graph, assets=run / "assets")
     if there["seed"] != seed:
         found.insert(0, f"seed: {there['seed']} there, {seed} here")
     if found:

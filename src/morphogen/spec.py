@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import shutil
 import sys
@@ -297,25 +298,45 @@ def call(f: Callable[..., Any], args: Mapping[str, Any]) -> Any:
 # ---- graph against graph -------------------------------------------------------------------------------------------
 
 
-def differences(old: Json, new: Json, where: str = "") -> list[str]:
-    """What differs between two graphs, as lines 'model.net.width: 64 there, 96 here'."""
+def differences(old: Json, new: Json, where: str = "", assets: Path | None = None) -> list[str]:
+    """What differs between two graphs, as lines 'model.net.width: 64 there, 96 here'.
+
+    assets: the folder that holds both graphs' assets; then those that are text are told apart line by line.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         if "class" in old and old.get("class") == new.get("class"):
-            return differences(old["args"], new["args"], where)
+            if old["class"] == f"{__name__}:Asset" and assets is not None:
+                return _lines(old["args"], new["args"], where, assets)
+            return differences(old["args"], new["args"], where, assets)
         for kind in ("dict", "tuple"):
             if set(old) == set(new) == {kind}:
-                return differences(old[kind], new[kind], where)
+                return differences(old[kind], new[kind], where, assets)
         if "class" not in old and "class" not in new:
             found = []
             for k in [*old, *(k for k in new if k not in old)]:
-                found += differences(old.get(k, _ABSENT), new.get(k, _ABSENT), f"{where}.{k}" if where else k)
+                there, here = old.get(k, _ABSENT), new.get(k, _ABSENT)
+                found += differences(there, here, f"{where}.{k}" if where else k, assets)
             return found
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{where}[{i}]")]
+        both = enumerate(zip(old, new, strict=True))
+        return [d for i, (a, b) in both for d in differences(a, b, f"{where}[{i}]", assets)]
     return [] if old == new else [f"{where or 'the object'}: {_short(old)} there, {_short(new)} here"]
 
 
 _ABSENT = object()
+
+
+def _lines(old: Json, new: Json, where: str, folder: Path) -> list[str]:
+    """What differs between two files: the lines that only one of them has, or the files where they are no text."""
+    if old["sha256"] == new["sha256"]:
+        return []
+    try:
+        there, here = ((folder / Path(a["path"]).name).read_text(encoding="utf-8").splitlines() for a in (old, new))
+    except (OSError, UnicodeDecodeError):
+        return differences(old["path"], new["path"], where)
+    gone, come = ([line for line in a if line not in b] for a, b in ((there, set(here)), (here, set(there))))
+    pairs = itertools.zip_longest(gone, come, fillvalue=_ABSENT)
+    return [d for a, b in pairs for d in differences(a, b, where)]
 
 
 def _short(node: Json) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from morphogen.core import Noise
@@ -31,8 +33,25 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-diffusion": {"steps": 2, "width": 8, "batch": 2},
     "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Pictures for the recipe that takes any, and a cache of their own."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(6):
+        path = folder / ("test" if i % 3 == 0 else "train") / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8), (40 * i, 0, 99)).save(path)
+    SMALL["pictures-diffusion"]["data"] = folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 FLOWS = ("flow_matching", "rectified_flow", "stochastic_interpolant")
 
 

@@ -53,7 +53,7 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
     "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),
-    "data": {"list": Verb(data.list_), "show": Verb(data.show)},
+    "data": {"list": Verb(data.list_), "show": Verb(data.show), "get": Verb(data.get)},
     "runs": {
         "list": Verb(runs.list_),
         "show": Verb(runs.show),

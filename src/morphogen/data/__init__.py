@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .album import Album as Album
     from .augment import Augmented as Augmented
+    from .augment import Crop as Crop
     from .augment import Dequantise as Dequantise
     from .augment import Flip as Flip
     from .augment import Shift as Shift
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
+    from .listing import index as index
     from .mnist import MNIST as MNIST
+    from .mnist import FashionMNIST as FashionMNIST
     from .mnist import read_idx as read_idx
     from .roots import find as find
+    from .source import Buckets as Buckets
     from .source import Shuffled as Shuffled
     from .source import in_order as in_order
     from .space import Pictures as Pictures
@@ -43,7 +48,8 @@ if TYPE_CHECKING:
     from .table import show as show
 
 _HOMES = {
-    "augment": ("Augmented", "Dequantise", "Flip", "Shift", "Warp"),
+    "album": ("Album",),
+    "augment": ("Augmented", "Crop", "Dequantise", "Flip", "Shift", "Warp"),
     "cifar10": ("CIFAR10",),
     "densities": (
         *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),
@@ -51,9 +57,10 @@ _HOMES = {
     ),
     "digits": ("Digits",),
     "items": ("Pairs", "Stored", "Tensors"),
-    "mnist": ("MNIST", "read_idx"),
+    "listing": ("index",),
+    "mnist": ("MNIST", "FashionMNIST", "read_idx"),
     "roots": ("find",),
-    "source": ("Shuffled", "in_order"),
+    "source": ("Buckets", "Shuffled", "in_order"),
     "space": ("Pictures", "Points"),
     "table": ("About", "Parts", "describe", "names", "open", "show"),
 }

@@ -64,6 +64,24 @@ class Flip(Remembers):
         return torch.where(mirrored, x.flip(3), x)
 
 
+class Crop(Remembers):
+    """A window of size (H, W) of each image, where it lies uniform over all places; of items made a little larger."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = tuple(size)
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"Crop was given the size {size}: give (height, width), each 1 or more.")
+
+    def __call__(self, x: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b c i j"]:
+        (b, _, h, w), (i, j) = x.shape, self.size
+        if i > h or j > w:
+            raise UserError(f"Crop({self.size}) is larger than the images of {h} x {w}: make the items larger.")
+        row = noise.integers(h - i + 1, 1) + torch.arange(i, device=x.device)  # (B, i)
+        column = noise.integers(w - j + 1, 1) + torch.arange(j, device=x.device)  # (B, j)
+        sample = torch.arange(b, device=x.device)[:, None, None]
+        return x[sample, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)  # (B, i, j, C) -> (B, C, i, j)
+
+
 class Warp(Remembers):
     """Turns and scales each image about its centre and slants it, bilinearly; each change is uniform on its interval.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import re
 import tarfile
 import zipfile
@@ -30,7 +29,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .items import Stored, part_named
-from .roots import cache, find
+from .roots import cache, find, keep
 from .space import Pictures
 from .table import describe
 
@@ -66,7 +65,7 @@ class CIFAR10(Stored):
             {"batches": BATCHES[self.part], "tar": [_TAR], "zip": [_ZIP]},
             root=self.root,
             folders=(_TAR_FOLDER, "cifar-10"),
-            advice=f"fetch {_TAR} (and unpack it or not), and ",
+            advice="`morphogen data get cifar10` fetches it, or ",
         )
         cached = cache() / "decoded" / f"cifar10-{self.part}-{SHA256[self.part][:12]}.npy"
         rows = _cached(cached, SHA256[self.part])
@@ -78,7 +77,8 @@ class CIFAR10(Stored):
                     f"The {self.part} part of CIFAR-10 in {str(folder)!r} is complete, but its content is not that of"
                     " CIFAR-10: fetch it again."
                 )
-            _keep(rows, cached)
+            with contextlib.suppress(OSError):  # a full or read-only disk costs the next start a few seconds, no more
+                keep(cached, lambda file: np.save(file, rows))
         whole = torch.from_numpy(rows)  # (N, 1 + 3072) uint8
         return {"x": whole[:, 1:].reshape(-1, 3, 32, 32).contiguous(), "cond": {"label": whole[:, 0].long()}}
 
@@ -181,20 +181,6 @@ def _cached(path: Path, sha256: str) -> Rows | None:
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.dtype == np.uint8 and rows.shape[1:] == (3073,) and _hash(rows) == sha256 else None
-
-
-def _keep(rows: Rows, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:  # a full or read-only disk costs the next start a few seconds, nothing more
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def space() -> Pictures:

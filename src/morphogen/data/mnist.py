@@ -1,8 +1,9 @@
-"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 grey pixels, in the idx format.
+"""MNIST and Fashion-MNIST: 60,000 + 10,000 grey pictures of 28x28 pixels each, in the idx format.
 
 idx: a big-endian header (two zero bytes, the type's code, the number of axes, each axis's length as four bytes), then
 the values in row-major order. Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner 1998, "Gradient-based learning
-applied to document recognition", Proc. IEEE 86(11).
+applied to document recognition", Proc. IEEE 86(11); H. Xiao, K. Rasul, R. Vollgraf 2017, "Fashion-MNIST: a novel image
+dataset for benchmarking machine learning algorithms", arXiv:1708.07747.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from ..errors import UserError
 from .items import Stored, part_named
 from .roots import find
 from .space import Pictures
+from .table import describe
 
-NAMES = tuple("0123456789")
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -31,15 +32,13 @@ _FILES = {
 _LARGEST = 1 << 32  # bytes of values that a header may announce
 
 
-class MNIST(Stored):
-    """`Items` of x (B, 1, 28, 28) in [-1, 1] and cond label (B,) int64, 0 to 9.
-
-    part: "train" (60,000 items) or "test" (10,000). root: the only folder to look in; without it MORPHOGEN_DATA and
-    the cache folder (`roots`). Files: the four idx files, as .gz or unpacked.
-    Raises UserError, on first use, where a file is missing or damaged.
-    """
+class _Idx(Stored):
+    """Base of the sets whose four files are named as MNIST's. name: in the table; folders: where else they may lie."""
 
     levels = 256
+    name: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]]
+    bare: ClassVar[bool] = False
 
     def __init__(self, part: str = "train", *, root: str | Path | None = None) -> None:
         self.part, self.root = part_named(part), root
@@ -48,20 +47,38 @@ class MNIST(Stored):
         """The part's pixels and labels."""
         names = _FILES[self.part]
         form, folder = find(
-            "mnist",
+            self.name,
             {"gz": [f"{n}.gz" for n in names], "raw": names},
             root=self.root,
-            folders=("MNIST/raw", "MNIST"),
-            advice="fetch the four .gz files of MNIST, and ",
+            folders=self.folders,
+            bare=self.bare,
+            advice=f"`morphogen data get {self.name}` fetches them, or ",
         )
         paths = [folder / (f"{n}.gz" if form == "gz" else n) for n in names]
         images, labels = (read_idx(path) for path in paths)
         if images.shape[1:] != (28, 28) or images.shape[:1] != labels.shape or (labels.size and labels.max() > 9):
             raise UserError(
-                f"{str(paths[0])!r} {images.shape} and {str(paths[1])!r} {labels.shape} are not a part of MNIST:"
+                f"{str(paths[0])!r} {images.shape} and {str(paths[1])!r} {labels.shape} are not a part of {self.name}:"
                 " 28x28 pictures with one label 0 to 9 each were expected; fetch both files again."
             )
         return {"x": torch.from_numpy(images)[:, None], "cond": {"label": torch.from_numpy(labels).long()}}
+
+
+class MNIST(_Idx):
+    """Handwritten digits: `Items` of x (B, 1, 28, 28) in [-1, 1] and cond label (B,) int64, 0 to 9.
+
+    part: "train" (60,000 items) or "test" (10,000). root: the only folder to look in; without it MORPHOGEN_DATA and
+    the cache folder (`roots`). Files: the four idx files, as .gz or unpacked.
+    Raises UserError, on first use, where a file is missing or damaged.
+    """
+
+    name, folders, bare = "mnist", ("MNIST/raw", "MNIST"), True
+
+
+class FashionMNIST(_Idx):
+    """Clothes: `Items` as those of `MNIST`, from files of the same names, which must lie in a folder of their own."""
+
+    name, folders = "fashion-mnist", ("FashionMNIST/raw", "FashionMNIST", "fashion_mnist")
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
@@ -91,6 +108,6 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     return np.frombuffer(bytearray(values), np.uint8).reshape(shape)
 
 
-def space() -> Pictures:
-    """The `Space` of MNIST."""
-    return Pictures((1, 28, 28), NAMES)
+def space(name: str = "mnist") -> Pictures:
+    """The `Space` of MNIST, or of "fashion-mnist"."""
+    return Pictures((1, 28, 28), describe(name).classes)

@@ -1,14 +1,17 @@
 """Where data files are: a folder that the user gives, the one MORPHOGEN_DATA names, or the cache folder.
 
 The cache folder is MORPHOGEN_CACHE, else `$XDG_CACHE_HOME/morphogen`, else `~/.cache/morphogen`; data sets lie in its
-`data/`, and what was decoded from them once, in its `decoded/`. Nothing here downloads anything.
+`data/`, what was decoded from them once, in its `decoded/`, and the indices of pictures in its `indexed/`. Nothing here
+downloads anything: `fetch` does, when it is asked to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from ..errors import UserError
 
@@ -18,6 +21,22 @@ def cache() -> Path:
     if chosen := os.environ.get("MORPHOGEN_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "morphogen"
+
+
+def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file, whole or not at all: `write` is given it open, under another name until it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def roots(root: str | Path | None = None) -> list[Path]:
@@ -34,15 +53,16 @@ def find(
     *,
     root: str | Path | None = None,
     folders: Sequence[str] = (),
+    bare: bool = True,
     advice: str = "",
 ) -> tuple[str, Path]:
     """The first form of a data set all of whose files lie together in one folder, and that folder.
 
     forms: name of a form to its file names; of two in one folder the earlier wins. folders: where in a root the files
-    may be, besides `name` and the root itself. advice: what to do when there are none.
+    may be, besides `name` and, if `bare`, the root itself. advice: what to do when there are none.
     Raises UserError naming the folders searched and the files wanted.
     """
-    searched = [base / sub for base in roots(root) for sub in (name, *folders, "")]
+    searched = [base / sub for base in roots(root) for sub in (name, *folders, *([""] if bare else []))]
     for folder in searched:
         for form, files in forms.items():
             if all((folder / file).is_file() for file in files):

@@ -9,7 +9,7 @@ generator, so that nothing random is stored and the position in the stream is th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..spec import Remembers
 from .items import Stored
 
 _ORDER = 0x0DE5  # sets the key that orders an epoch apart from all else that is drawn under (seed, epoch)
+_BUCKETS = 0xB0C5  # and so for the order of buckets
 _RESIDENT = 1 << 30  # bytes: smaller data in memory moves to an accelerator whole and is gathered there
 
 
@@ -131,6 +132,51 @@ class Shuffled(Remembers):
 
     def _send(self, batch: Batch) -> Batch:
         return each(batch, lambda t: t.to(self._place.device, non_blocking=True))
+
+
+class Buckets(Remembers):
+    """Batches of several sources in turn, each batch from one alone: pictures by their aspect, say; a `Source`.
+
+    Every source has its own shape. Within an epoch each gives ceil(items / batch) batches, in an order drawn anew, so
+    that an item comes as often as any other, but for what fills up each source's last batch.
+    """
+
+    def __init__(self, sources: Sequence[Shuffled]) -> None:
+        self.sources = tuple(sources)
+        if not self.sources:
+            raise UserError("Buckets was given no source: give at least one.")
+        self._step, self._place = 0, Place()
+        self._turns: list[int] = []  # which source gives each batch of an epoch, before they are put in order
+        self._orders: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def start(self, place: Place) -> None:
+        """Take one's place among the ranks, at the beginning of the stream. Reads the data."""
+        for source in self.sources:
+            source.start(place)
+        self._step, self._place = 0, place
+        self._turns = [i for i, s in enumerate(self.sources) for _ in range(-(-len(s.items) // s.batch))]
+
+    def next(self, actor: Model | None = None, heard: Mapping[str, Loss] | None = None) -> Batch:
+        """The next step's batch of this rank, of the source whose turn it is."""
+        if not self._turns:
+            self.start(self._place)
+        epoch, at = divmod(self._step, len(self._turns))
+        if self._orders[0] != epoch:
+            self._orders = epoch, permutation(len(self._turns), fold(self._place.seed, _BUCKETS), epoch)
+        self._step += 1
+        return self.sources[self._turns[int(self._orders[1][at])]].next(actor, heard)
+
+    def state(self) -> State:
+        """The steps taken, and each source's own state."""
+        return {"step": self._step, "sources": [s.state() for s in self.sources]}
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        if not self._turns:
+            self.start(self._place)
+        self._step = int(state["step"])
+        for source, own in zip(self.sources, state["sources"], strict=True):
+            source.restore(own)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

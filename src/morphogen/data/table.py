@@ -103,6 +103,12 @@ def _mnist(root: Root) -> Parts:
     return Parts(MNIST("train", root=root), MNIST("test", root=root), space())
 
 
+def _fashion(root: Root) -> Parts:
+    from .mnist import FashionMNIST, space
+
+    return Parts(FashionMNIST("train", root=root), FashionMNIST("test", root=root), space("fashion-mnist"))
+
+
 def _cifar10(root: Root) -> Parts:
     from .cifar10 import CIFAR10, space
 
@@ -161,6 +167,24 @@ _ENTRIES = (
             },
         ),
         _mnist,
+    ),
+    _Entry(
+        About(
+            "fashion-mnist",
+            "clothes of 28x28 grey pixels in ten classes",
+            {"train": 60_000, "test": 10_000},
+            (1, 28, 28),
+            ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+            "MIT",
+            "Xiao, Rasul and Vollgraf 2017, Fashion-MNIST, arXiv:1708.07747",
+            {
+                "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            },
+        ),
+        _fashion,
     ),
     _Entry(
         About(
