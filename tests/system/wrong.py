@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,16 @@ def typed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 def called(row: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """What a call in Python comes to: the error as Python shows it, and what is wrong with it."""
+    shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(shown):
             exec(row["python"], dict(names))
     except Exception as error:
-        said = "".join(traceback.format_exception_only(error)).strip().partition(": ")[2]
         kind = type(error).__name__
+        with contextlib.redirect_stderr(shown):
+            error.__context__ = error.__cause__ = None
+            sys.__excepthook__(type(error), error.with_traceback(None), None)  # the interpreter's suggestions included
+        said = shown.getvalue().strip().partition(": ")[2]
         faults = [] if kind == row.get("error", "UserError") else [f"raised {kind}"]
         return {"said": said, "faults": faults + (["more than a line"] if "\n" in said else [])}
     return {"said": "", "faults": ["raised nothing"]}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 
 if TYPE_CHECKING:
     from ..core import Items, Space
@@ -72,6 +72,8 @@ def show(name: str, root: Root = None, columns: int = 12) -> Any:
 
     from .space import Pictures, Points, grid
 
+    if columns < 1:
+        raise UserError(f"A sheet of {columns} columns shows nothing: take 1 or more.")
     parts = open(name, root)
     if isinstance(parts.space, Points):
         drawn = parts.train.take(torch.arange(len(parts.train)))["x"]
