@@ -21,7 +21,7 @@ from .. import __version__
 from ..data.table import names as data_sets
 from ..errors import UserError, unknown
 from ..recipes import names as recipe_names
-from . import data, evaluate, recipe, reflow, runs, sample, train
+from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -30,7 +30,7 @@ from .tell import Tell
 OK, UNEXPECTED, MISTAKE, NOT_FINITE = 0, 1, 2, 3
 _CODES = (
     ("0", "done"),
-    ("1", "an error that is not yours (run again with --debug), or `runs verify` found a difference"),
+    ("1", "an error that is not yours (run again with --debug), `runs verify` found a difference or `doctor` a fault"),
     ("2", "something that you can put right: a wrong name or value, a missing file, a full disk"),
     ("3", "training met NaN or Inf; no bad number was saved"),
     ("130, 143", "stopped by Ctrl-C or SIGTERM; a training has saved, and the same command continues it"),
@@ -63,12 +63,18 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
         "verify": Verb(runs.verify),
         "report": Verb(runs.report),
     },
+    "doctor": Verb(doctor.doctor),
+    "completion": Verb(completion.completion),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see `morphogen --help`)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--complete"]:  # asked by a shell, which wants candidates or silence
+        for word, meaning in completion.candidates(words[1:], VERBS, _COMMON):
+            print(f"{word}\t{meaning}" if meaning else word)
+        return OK
     debug, machine = "--debug" in words, "--json" in words
     words = [w for w in words if w not in ("--debug", "--json")]
     try:

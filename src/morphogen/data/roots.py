@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ..errors import UserError
 
@@ -28,6 +29,15 @@ def roots(root: str | Path | None = None) -> list[Path]:
         return [Path(root).expanduser()]
     given = os.environ.get("MORPHOGEN_DATA")
     return [*([Path(given).expanduser()] if given else []), cache() / "data"]
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """`Items` that are read from files of the user's."""
+
+    def where(self) -> tuple[str, Path]:
+        """The form that the files have, and their folder; nothing is read. UserError where they are not found."""
+        ...
 
 
 def find(

@@ -60,6 +60,15 @@ def open(name: str, root: Root = None) -> Any:
     return _entry(name).open(root)
 
 
+def folder_of(name: str, root: Root = None) -> Path | None:
+    """The folder of the data set's files; None where it needs none. Raises UserError where they are not found."""
+    from .roots import InFiles
+
+    parts = open(name, root)
+    found = [items.where()[1] for items in (parts.train, parts.test) if isinstance(items, InFiles)]
+    return found[0] if found else None
+
+
 def _entry(name: str) -> _Entry:
     if name not in _TABLE:
         raise unknown("data set", name, _TABLE, "`morphogen data list` names them all.")
