@@ -29,11 +29,17 @@ def learnable(x: Tensor, shape: tuple[int, ...], net: nn.Module) -> None:
 def buildable(net: nn.Module, shape: tuple[int, ...], drop: float) -> None:
     """What every diffusion is built of: a net, the shape of a sample, and the share of conditions to drop."""
     if not isinstance(net, nn.Module):
-        raise UserError(f"A diffusion's net is a torch.nn.Module, not a {type(net).__name__}: give one such as UNet(…).")
+        raise UserError(
+            f"A diffusion's net is a torch.nn.Module, not a {type(net).__name__}: give one such as UNet(…)."
+        )
     if not isinstance(shape, tuple | list):
-        raise UserError(f"A diffusion's shape is that of one sample, not {shape!r}: give a tuple such as (1, 8, 8) or (2,).")
+        raise UserError(
+            f"A diffusion's shape is that of one sample, not {shape!r}: give a tuple such as (1, 8, 8) or (2,)."
+        )
     if not 0 <= drop <= 1:
-        raise UserError(f"A diffusion's drop is the share of conditions that it trains without, not {drop}: use 0 to 1.")
+        raise UserError(
+            f"A diffusion's drop is the share of conditions that it trains without, not {drop}: use 0 to 1."
+        )
 
 
 def one_for_each(n: int, cond: Mapping[str, Any], noise: Noise | None) -> None:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-
 from .spec import Remembers
 
 Batch = Mapping[str, Any]  # names to tensors (B, ...) or to further such mappings

@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     A folder or file that all share says nothing of which is meant, so it is not compared.
     """
     known = sorted(set(known))
-    shared = os.path.commonprefix([name, *known])
+    shared = os.path.commonprefix([name, *known])  # noqa: RUF071  (by characters is what is meant)
     cut = max(shared.rfind("/"), shared.rfind(":")) + 1
     asked, spelled = name[cut:].lower(), {k[cut:].lower(): k for k in reversed(known)}
     for k, original in spelled.items():

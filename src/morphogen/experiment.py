@@ -46,7 +46,7 @@ class Experiment(Remembers):
     def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
         if not isinstance(data, Data):
             raise UserError(
-                f"An Experiment(model, data, trainer) was given a {type(data).__name__} as its data: give Data(train, …)."
+                f"An Experiment(model, data, trainer) was given a {type(data).__name__} as data: give Data(train, …)."
             )
         self.model, self.data, self.trainer = model, data, trainer
 

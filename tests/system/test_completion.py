@@ -90,7 +90,7 @@ def test_every_flag_of_every_verb_is_offered() -> None:
         own = [f.spelled for f in flags_of(verb.do, skip=("context",), positional=True) if not f.positional]
         assert offered(f"{line} --") == own + common
     for recipe in names():
-        flags = [f for f in find(recipe).flags]
+        flags = find(recipe).flags
         switched = [f"--no-{f.key}" if f.switch and f.default is True else f.spelled for f in flags]
         assert set(switched) <= set(offered(f"train {recipe} --")), recipe
 
@@ -151,7 +151,9 @@ def _shell(name: str, script: str, tmp_path: Path) -> list[str]:
     program.chmod(0o755)
     env = {**os.environ, "PYTHONPATH": str(SRC), "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     plain = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[name]
-    done = subprocess.run([there, *plain, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [there, *plain, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.splitlines()

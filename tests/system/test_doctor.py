@@ -100,7 +100,13 @@ def test_few_open_files_are_said(
 def test_a_broken_or_missing_package_is_said(
     healthy: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wishes = ["torch>=2", "tqdm", "never-heard-of>=1", "also-unheard; extra == 'x'", "colorama; sys_platform == 'win32'"]
+    wishes = [
+        "torch>=2",
+        "tqdm",
+        "never-heard-of>=1",
+        "also-unheard; extra == 'x'",
+        "colorama; sys_platform == 'win32'",
+    ]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wishes)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     code, told = asked(capsys=capsys)

@@ -1,6 +1,6 @@
 """Types and calls every row of a table of mistakes, and prints what came of each: a JSON object a line.
 
-    python wrong.py mistakes.jsonl '{"tmp": …, "own": …}'
+python wrong.py mistakes.jsonl '{"tmp": …, "own": …}'
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _packages(to_do: list[str]) -> Facts:
     for wish in wishes:
         name = re.match(r"[\w.-]+", wish)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", wish)
-        if name is None or ";" in wish and not extra:  # of another system
+        if name is None or (";" in wish and not extra):  # of another system
             continue
         package, label = name[0], f" (extra {extra[1]})" if extra else ""
         how = f"pip install '{_NAME}[{extra[1]}]'" if extra else f"pip install --upgrade {_NAME}"

@@ -317,8 +317,8 @@ def _judge(context: Context, run: Run, given: Run | None, kind: str) -> Run | No
     reads, drawn = (tuple(s.shape) if s is not None else () for s in (given.space, run.space))
     if reads != drawn:
         raise UserError(
-            f"The judge {str(given.path)!r} reads items of shape {reads} and this run draws {drawn}: give a classifier of"
-            " the same data, or leave --judge out."
+            f"The judge {str(given.path)!r} reads items of shape {reads} and this run draws {drawn}: give a classifier"
+            " of the same data, or leave --judge out."
         )
     return given
 
