@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .core import Noise, leaves
 from .errors import UserError, unknown
@@ -13,12 +13,32 @@ from .errors import UserError, unknown
 T = TypeVar("T")
 
 
-def learnable(x: Tensor, shape: tuple[int, ...]) -> None:
-    """Training data x (B, ...) must be floats of `shape` a sample."""
+def learnable(x: Tensor, shape: tuple[int, ...], net: nn.Module) -> None:
+    """Training data x (B, ...) must be floats of `shape` a sample, of the precision of the net's weights."""
     if x.shape[1:] != shape or not x.is_floating_point():
         raise UserError(
             f"The data's x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and"
             f" this model learns floats of shape {shape}: build it for that shape, or give Tensors(levels=…)."
+        )
+    weight = next(net.parameters(), x)
+    if weight.dtype != x.dtype:
+        here, there = (str(t.dtype).removeprefix("torch.") for t in (x, weight))
+        raise UserError(f"The data's x is {here} and the net's weights are {there}: give x.to(torch.{there}).")
+
+
+def buildable(net: nn.Module, shape: tuple[int, ...], drop: float) -> None:
+    """What every diffusion is built of: a net, the shape of a sample, and the share of conditions to drop."""
+    if not isinstance(net, nn.Module):
+        raise UserError(
+            f"A diffusion's net is a torch.nn.Module, not a {type(net).__name__}: give one such as UNet(…)."
+        )
+    if not isinstance(shape, tuple | list):
+        raise UserError(
+            f"A diffusion's shape is that of one sample, not {shape!r}: give a tuple such as (1, 8, 8) or (2,)."
+        )
+    if not 0 <= drop <= 1:
+        raise UserError(
+            f"A diffusion's drop is the share of conditions that it trains without, not {drop}: use 0 to 1."
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import UserError
 from .spec import Remembers
 
 Batch = Mapping[str, Any]  # names to tensors (B, ...) or to further such mappings
@@ -78,7 +79,7 @@ class Model(Net):
 
     def loss(self, batch: Batch) -> Loss:
         """The loss of a model with one phase. A model with several lists them in `phases` instead."""
-        raise TypeError(f"{type(self).__name__} defines neither loss(batch) nor phases(): write one of them.")
+        raise UserError(f"{type(self).__name__} defines neither loss(batch) nor phases(): write one of them.")
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """What the loss's means are over, known before the forward pass; {} means "never split this batch"."""

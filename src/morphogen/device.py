@@ -15,6 +15,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cpu") if found is None else torch.device(found.type)
     try:
         chosen = torch.device(device)
+        if chosen.type == "meta":  # which torch knows, but whose tensors hold nothing
+            raise RuntimeError(chosen)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         here = ["cpu"] + ([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])

@@ -44,6 +44,10 @@ class Experiment(Remembers):
     """A model, its data and its trainer: what a recipe returns."""
 
     def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
+        if not isinstance(data, Data):
+            raise UserError(
+                f"An Experiment(model, data, trainer) was given a {type(data).__name__} as data: give Data(train, …)."
+            )
         self.model, self.data, self.trainer = model, data, trainer
 
     def train(
@@ -73,6 +77,7 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
     from . import __version__
     from .checkpoint import write
 
+    check_seed(seed)
     if run.exists() and not run.is_dir():
         raise UserError(f"{str(run)!r} is a file: name another folder for the run (--run FOLDER).")
     graph = spec(experiment)
@@ -99,6 +104,12 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         )
 
 
+def check_seed(seed: int) -> None:
+    """Raise UserError unless a generator can be seeded with it."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"The seed {seed} is out of range: take a whole number from 0 to {2**63 - 1}.")
+
+
 def read_spec(run: str | Path) -> dict[str, Any]:
     """A run's `spec.json`. Raises UserError where the folder is no run, or of another format."""
     path = Path(run) / "spec.json"
@@ -107,8 +118,8 @@ def read_spec(run: str | Path) -> dict[str, Any]:
     try:
         page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = page["format"]
-        page["experiment"], page["seed"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        page["experiment"]["args"], int(page["seed"])
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{str(path)!r} is damaged: restore it from a copy of the run.") from None
     if version != FORMAT:
         raise UserError(f"{str(path)!r} is of format {version}, this version reads {FORMAT}: use the one that made it.")
@@ -116,6 +127,8 @@ def read_spec(run: str | Path) -> dict[str, Any]:
 
 
 def _no_run(run: Path) -> UserError:
+    if inside := sorted(str(p.parent) for p in run.glob("*/spec.json")):
+        raise UserError(f"{str(run)!r} is no run folder, but one of runs: name one of them, such as {inside[0]}.")
     parent = run.parent
     siblings = [p.name for p in parent.iterdir() if (p / "spec.json").is_file()] if parent.is_dir() else []
     if siblings:
@@ -238,6 +251,7 @@ def draw(
         if name not in known:
             own = [k for k in known if k not in ("n", "cond", "noise")]
             raise unknown(f"sampling option of {type(model).__name__}", name, own)
+    check_seed(seed)
     if n < 0 or chunk < 1:
         raise UserError(f"Cannot draw {n} samples in chunks of {chunk}: ask for n >= 0 and chunk >= 1.")
     for name, c in leaves(cond or {}):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import State
+from .errors import UserError
 from .spec import Remembers
 
 
@@ -83,6 +84,13 @@ def _decayed(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[s
     return [g for g in groups if g["params"]]
 
 
+def _sensible(lr: float, momenta: tuple[float, ...]) -> None:
+    if not 0 <= lr < float("inf"):
+        raise UserError(f"The learning rate is {lr}: give a number of 0 or more, such as 0.001.")
+    if wrong := [m for m in momenta if not 0 <= m < 1]:
+        raise UserError(f"A momentum or beta is {wrong[0]}: give one from 0 to below 1, such as 0.9.")
+
+
 class AdamW(Remembers):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused. Only matrices and filters decay."""
 
@@ -94,6 +102,7 @@ class AdamW(Remembers):
         weight_decay: float = 0.0,
         schedule: Schedule = Constant(),  # noqa: B008  (immutable)
     ) -> None:
+        _sensible(lr, betas)
         self.lr, self.betas, self.eps, self.weight_decay, self.schedule = lr, betas, eps, weight_decay, schedule
 
     def make(self, named: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -112,6 +121,7 @@ class SGD(Remembers):
         weight_decay: float = 0.0,
         schedule: Schedule = Constant(),  # noqa: B008
     ) -> None:
+        _sensible(lr, (momentum,))
         self.lr, self.momentum, self.nesterov = lr, momentum, nesterov
         self.weight_decay, self.schedule = weight_decay, schedule
 
@@ -137,6 +147,7 @@ class MuonAdamW(Remembers):
         outside: tuple[str, ...] = ("embed", "head"),
         schedule: Schedule = Constant(),  # noqa: B008
     ) -> None:
+        _sensible(lr, (momentum, *betas))
         self.lr, self.momentum, self.betas = lr, momentum, betas
         self.weight_decay, self.outside, self.schedule = weight_decay, outside, schedule
 

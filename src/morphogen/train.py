@@ -78,6 +78,9 @@ class Trainer(Remembers):
         recompute: bool = False,
         compile: bool = False,
     ) -> None:
+        for name, count in {"steps": steps, "save_every": save_every, "log_every": log_every, "keep": keep}.items():
+            if not isinstance(count, int):
+                raise UserError(f"A Trainer's {name} is {count!r}: give a whole number.")
         if steps < 1 or save_every < 1 or log_every < 1 or keep < 1 or (micro is not None and micro < 1):
             raise UserError("A Trainer's steps, save_every, log_every, keep and micro must each be at least 1.")
         if clip is not None and clip <= 0:
@@ -87,7 +90,7 @@ class Trainer(Remembers):
         if idle := [type(hook).__name__ for hook in hooks if hook.every < 1]:
             raise UserError(f"The hook {idle[0]} is never due: its `every` must be at least 1.")
         if dtype not in ("float32", "bfloat16"):
-            raise unknown("training dtype", dtype, ("float32", "bfloat16"))
+            raise unknown("training dtype", str(dtype), ("float32", "bfloat16"))
         self.steps, self.optim, self.micro, self.clip, self.dtype, self.ema = steps, optim, micro, clip, dtype, ema
         self.heldout, self.hooks, self.log_every = heldout, hooks, log_every
         self.save_every, self.keep = save_every, keep
@@ -333,16 +336,19 @@ class Training:
         else:
             with torch.autocast(self.device.type, torch.bfloat16):
                 said = self.model(piece, name)
+        model = type(self.model).__name__
+        if not isinstance(said, Loss):
+            raise UserError(f"{model}.{name} returned a {type(said).__name__}: return a Loss(value).")
+        for value in [said.value] if isinstance(said.value, Tensor) else said.value.values():
+            if value.ndim:
+                raise UserError(f"{model}.{name} returned a loss of shape {tuple(value.shape)}: return its mean().")
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
         said = self.backward(turn, batch)
         grads = [p.grad for p in turn.params if p.grad is not None]
         if not grads:
-            raise UserError(
-                f"Phase {turn.name!r} of {type(self.model).__name__} gives no gradient to any parameter it trains:"
-                " its loss is detached, or `trains` names the wrong part."
-            )
+            raise self._no_gradient(turn)
         norm, value = self._watch(step, turn, batch, said, grads)
         if self.trainer.clip is not None:
             _clip(grads, norm, self.trainer.clip)
@@ -386,11 +392,11 @@ class Training:
             said = self._forward(batch, turn.name)
             value = said.value
             if isinstance(value, Tensor):
-                value.backward()
+                self._descend(turn, value)
                 value = value.detach()
             else:
                 value = {k: v for k, v in value.items() if counts.get(k, 1)} or value  # a mean over nothing is NaN
-                _total(value).backward()
+                self._descend(turn, _total(value))
                 value = _detached(value)
             return Loss(value, _detached(said.logs), _detached(said.seen))
         shares = [self.model.counts(piece) for piece in pieces]
@@ -406,7 +412,7 @@ class Training:
                 raise unknown("denominator", sorted(unnamed)[0], sums, "(counts must name every mean of the loss)")
             weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if share[k]}
             if weighted:
-                _total(weighted).backward()
+                self._descend(turn, _total(weighted))
             for k, v in weighted.items():
                 values[k] = values.get(k, 0) + v.detach()
             for k, v in said.logs.items():
@@ -415,6 +421,17 @@ class Training:
                 seen.setdefault(k, []).append(v.detach())
         value = values[""] if set(values) == {""} else values
         return Loss(value, logs, {k: torch.cat(v) for k, v in seen.items()})
+
+    def _descend(self, turn: Turn, value: Tensor) -> None:
+        if not value.requires_grad:
+            raise self._no_gradient(turn)
+        value.backward()
+
+    def _no_gradient(self, turn: Turn) -> UserError:
+        return UserError(
+            f"Phase {turn.name!r} of {type(self.model).__name__} gives no gradient to any parameter it trains:"
+            " its loss is detached, or `trains` names the wrong part."
+        )
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         micro, n = self.trainer.micro, size(batch)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from morphogen import Noise
 from morphogen.core import LogProb, Model, Samples, can, each, everyone, fold, keys, leaves, size
+from morphogen.errors import UserError
 
 
 def test_splitmix64_published_values():
@@ -111,7 +112,7 @@ def test_capabilities_are_asked_for():
     model.lacks = (LogProb,)
     assert not can(model, LogProb)
     assert not can(torch.nn.Linear(1, 1), Samples)
-    with pytest.raises(TypeError, match="Sampler defines neither loss"):
+    with pytest.raises(UserError, match="Sampler defines neither loss"):
         model({"x": torch.zeros(1)})
 
 

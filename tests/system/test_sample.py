@@ -102,7 +102,7 @@ MISTAKES = [
     ("{plain} --class 3", ("without classes",)),
     ("{plain} --negative 3 --guidance 2", ("without classes", "--negative")),
     ("{chain} --weak {chain} --guidance 2", ("--weak is not for LearnedVariance",)),
-    ("{reader} --film f.png", ("--film needs", "Classifier")),
+    ("{reader} --film f.png", ("Classifier cannot sample", "morphogen evaluate")),
 ]
 
 

@@ -14,11 +14,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..data.table import names as data_sets
 from ..errors import UserError, unknown
-from . import data, evaluate, recipe, reflow, runs, sample, train
+from ..recipes import names as recipe_names
+from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -27,7 +30,7 @@ from .tell import Tell
 OK, UNEXPECTED, MISTAKE, NOT_FINITE = 0, 1, 2, 3
 _CODES = (
     ("0", "done"),
-    ("1", "an error that is not yours (run again with --debug), or `runs verify` found a difference"),
+    ("1", "an error that is not yours (run again with --debug), `runs verify` found a difference or `doctor` a fault"),
     ("2", "something that you can put right: a wrong name or value, a missing file, a full disk"),
     ("3", "training met NaN or Inf; no bad number was saved"),
     ("130, 143", "stopped by Ctrl-C or SIGTERM; a training has saved, and the same command continues it"),
@@ -60,12 +63,18 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
         "verify": Verb(runs.verify),
         "report": Verb(runs.report),
     },
+    "doctor": Verb(doctor.doctor),
+    "completion": Verb(completion.completion),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see `morphogen --help`)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--complete"]:  # asked by a shell, which wants candidates or silence
+        for word, meaning in completion.candidates(words[1:], VERBS, _COMMON):
+            print(f"{word}\t{meaning}" if meaning else word)
+        return OK
     debug, machine = "--debug" in words, "--json" in words
     words = [w for w in words if w not in ("--debug", "--json")]
     try:
@@ -99,7 +108,7 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
         )
     if isinstance(error, UserError):
         return str(error), NOT_FINITE if kind == "NotFinite" else MISTAKE
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "not enough memory" in str(error):
+    if recipe.out_of_memory(error):
         return "Memory ran out: take a smaller batch, Trainer(micro=…) or a smaller net.", MISTAKE
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{str(error.filename)!r}" if error.filename else "a file"
@@ -112,12 +121,23 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
             errno.EISDIR: f"{where} is a folder where a file is needed.",
             errno.ENOTDIR: f"{where} goes through a file as if it were a folder: check the path.",
             errno.EEXIST: f"{where} is in the way: choose another path.",
+            errno.ENAMETOOLONG: f"{_short(where)} is too long a name for this disk: choose a shorter path.",
+            errno.EMFILE: f"{where} is one too many open files: allow more (`ulimit -n 4096`) and try again.",
+            errno.EDQUOT: f"Your quota of the disk is used up at {where}: free some space; the same command continues a"
+            " training.",
+            errno.EIO: f"Input/output error at {where}: the disk may be failing; choose a path on another one.",
         }
         return what.get(error.errno, f"{where}: {error.strerror}."), MISTAKE
+    if own := recipe.own_fault(error):
+        return own, MISTAKE
     return (
         f"Unexpected {recipe.said(error)} (in {recipe.place(error)}): run again with --debug for the traceback.",
         UNEXPECTED,
     )
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
 def _typed(words: Sequence[str]) -> str:
@@ -135,7 +155,7 @@ def _dispatch(words: list[str], tell: Tell) -> int:
         return OK
     name, rest = words[0], words[1:]
     if name not in VERBS:
-        raise unknown("verb", name, VERBS, "`morphogen --help` lists them all.")
+        raise _no_verb(name)
     verb, command = VERBS[name], f"morphogen {name}"
     if isinstance(verb, dict):
         if rest[:1] in (["-h"], ["--help"]):
@@ -143,6 +163,8 @@ def _dispatch(words: list[str], tell: Tell) -> int:
             return OK
         asked = rest.pop(0) if rest and not rest[0].startswith("-") else "list"
         if asked not in verb:
+            if "show" in verb and (asked in data_sets() or (Path(asked) / "spec.json").is_file()):
+                raise UserError(f"There is no verb of {name} {asked!r}: did you mean `{command} show {asked}`?")
             raise unknown(f"verb of {name}", asked, verb, f"`{command} --help` lists them all.")
         verb, command = verb[asked], f"{command} {asked}"
     flags = flags_of(verb.do, skip=("context",), positional=True)
@@ -154,6 +176,24 @@ def _dispatch(words: list[str], tell: Tell) -> int:
     if verb.more is None:
         context.options([], command)
     return verb.do(context, **line.values) or OK
+
+
+_ELSEWHERE = {"generate": "sample", "draw": "sample", "fit": "train", "test": "evaluate", "score": "evaluate"}
+
+
+def _no_verb(name: str) -> UserError:
+    """The error for a word that is no verb: a recipe, a run or a verb's second half may have been meant as one."""
+    meant = [f"morphogen {verb} {name}" for verb, group in VERBS.items() if isinstance(group, dict) and name in group]
+    if name in recipe_names() or ".py" in name:
+        meant = [f"morphogen train {name}"]
+    elif (Path(name) / "spec.json").is_file():
+        meant = [f"morphogen {verb} {name}" for verb in ("sample", "evaluate", "runs show")]
+    elif name in _ELSEWHERE:
+        meant = [f"morphogen {_ELSEWHERE[name]}"]
+    if meant:
+        said = " or ".join(f"`{line}`" for line in meant)
+        return UserError(f"There is no verb {name!r}: did you mean {said}? `morphogen --help` lists them all.")
+    return unknown("verb", name, [*VERBS, "--version", "--help"], "`morphogen --help` lists them all.")
 
 
 # ---- help ----------------------------------------------------------------------------------------------------------

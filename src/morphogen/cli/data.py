@@ -66,7 +66,7 @@ def get(context: Context, name: str, *, data_root: Path | None = None) -> None:
 _root = data_root
 
 
-def picture_path(path: Path) -> None:
-    """Raise UserError unless the path can be a picture's."""
+def picture_path(path: Path, also: str = "") -> None:
+    """Raise UserError unless the path can be a picture's. also: what else there is to end in."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"{str(path)!r} is no picture's name: let it end in .png, .jpg or .webp.")
+        raise UserError(f"{str(path)!r} is no picture's name: let it end in .png, .jpg or .webp{also}.")

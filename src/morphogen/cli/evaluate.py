@@ -212,7 +212,7 @@ def _samples(
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
-    judging = _judge(context, judge, kind) if labelled else None
+    judging = _judge(context, run, judge, kind) if labelled else None
     if judge is not None and not labelled:
         raise UserError(f"The data of {str(run.path)!r} have no classes for a judge to read: leave --judge out.")
     asked = None
@@ -304,7 +304,7 @@ def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> di
     }
 
 
-def _judge(context: Context, given: Run | None, kind: str) -> Run | None:
+def _judge(context: Context, run: Run, given: Run | None, kind: str) -> Run | None:
     """The judge that was given, else the data set's own where that is trained in seconds."""
     from ..core import can
     from ..metrics.judge import Judge
@@ -314,6 +314,12 @@ def _judge(context: Context, given: Run | None, kind: str) -> Run | None:
     if not can(given.model, Judge):
         model = type(given.model).__name__
         raise UserError(f"The run {str(given.path)!r} is a {model}, which reads no classes: give a classifier's run.")
+    reads, drawn = (tuple(s.shape) if s is not None else () for s in (given.space, run.space))
+    if reads != drawn:
+        raise UserError(
+            f"The judge {str(given.path)!r} reads items of shape {reads} and this run draws {drawn}: give a classifier"
+            " of the same data, or leave --judge out."
+        )
     return given
 
 

@@ -172,6 +172,8 @@ def _one(hint: Any, word: str) -> Any:
         if word.lower() not in ("true", "false", "yes", "no"):
             raise ValueError(word)
         return word.lower() in ("true", "yes")
+    if hint is Path and (not word or "\0" in word):
+        raise ValueError(word)
     return Path(word).expanduser() if hint is Path else word
 
 
@@ -195,4 +197,4 @@ def _such(flag: Flag) -> str:
     if flag.default not in (REQUIRED, None, (), []):
         return shown(flag.default)
     kinds = {get_origin(h) or h for h in choices(flag.hint)}
-    return "0.5" if float in kinds else "64"
+    return "runs/first" if Path in kinds else "0.5" if float in kinds else "64"

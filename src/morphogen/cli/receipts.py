@@ -24,7 +24,7 @@ def machine(device: str) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -35,7 +35,7 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -64,6 +64,11 @@ def find(name: str) -> Recipe:
     from ..recipes import names
 
     wished = name.replace("_", "-")
+    if (spec := Path(name) / "spec.json").is_file():
+        raise UserError(
+            f"{name!r} is a run and no recipe: continue it with `morphogen train --run {spec.parent}`, or start another"
+            f" like it (--like {spec.parent})."
+        )
     if wished not in names():
         where = "`morphogen train --help` lists them; your own is given as FILE.py:FUNCTION."
         raise unknown("recipe", name, names(), where)
@@ -104,6 +109,8 @@ def load_file(path: Path) -> ModuleType:
         if not near:
             raise UserError(f"There is no file {str(path)!r}: check the path, or write your recipe there first.")
         raise unknown("file", str(path), [str(path.parent / n) for n in near])
+    if path.suffix != ".py":
+        raise UserError(f"{str(path)!r} is no Python file: give one that ends in .py.")
     name = path.stem
     if not name.isidentifier():
         raise UserError(f"{str(path)!r} cannot be a module's name: rename it to letters, digits and _ (my_recipe.py).")
@@ -149,6 +156,8 @@ class _own_code:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
             return
+        if out_of_memory(error):
+            return
         raise UserError(f"{place(error, self.path)}: {said(error)} (--debug shows the traceback).") from error
 
 
@@ -159,7 +168,28 @@ def place(error: BaseException, path: Path | None = None) -> str:
     own = {p.resolve() for p in [*_loaded.values(), *([path] if path else [])]}
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if Path(f.filename).resolve() in own), frames[-1] if frames else None)
+    if path is not None and (frame is None or Path(frame.filename).resolve() not in own):
+        return path.name  # it came no further than being read
     return f"{Path(frame.filename).name}, line {frame.lineno}" if frame else "somewhere"
+
+
+def own_fault(error: BaseException) -> str | None:
+    """The sentence for an error that a file of the user's raised itself, or in what it called outside this package."""
+    package, own = Path(__file__).resolve().parents[1], {p.resolve() for p in _loaded.values()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if file in own:
+            return f"{place(error)}: {said(error)} (--debug shows the traceback)."
+        if file.is_relative_to(package):
+            return None
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator."""
+    text = str(error)
+    said = any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
 
 
 def said(error: BaseException) -> str:

@@ -77,6 +77,7 @@ def sample(
     checkpoint: newest, best (by the held-out metric) or a step. device: cpu, cuda, …. with_: files that define classes
     of yours which the run uses.
     """
+    from ..core import Samples, can
     from ..experiment import draw
 
     if n < 1:
@@ -85,16 +86,20 @@ def sample(
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"
     if path.suffix not in ("", ".npy"):
-        picture_path(path)
+        picture_path(path, ", or in .npy for the numbers")
     if film is not None:
         picture_path(film)
     if solvers and path.suffix in ("", ".npy"):
         raise UserError(f"--solvers makes one picture of all, and {str(path)!r} is none: give --out FILE.png.")
     modules = recipes.load_files(with_)
     loaded = load_run(context, run, checkpoint, device, modules)
+    if not can(loaded.model, Samples):
+        raise UserError(f"A {type(loaded.model).__name__} cannot sample: `morphogen evaluate {run}` measures it.")
     asking = {"--negative": negative, "--weak": weak, "--solvers": solvers, "--film": film}
     needs_field(loaded, *[flag for flag, value in asking.items() if value])
     known_solvers(solvers)
+    if negative:
+        _needs_labels(loaded, "--negative")
     options = options_of(context, loaded)
     typed = context.options(model_flags(loaded.model), type(loaded.model).__name__)
     if solvers and typed.get("solver"):
@@ -105,7 +110,6 @@ def sample(
         raise UserError(f"The run {str(run)!r} has no space to show samples in: write the numbers with --out FILE.npy.")
     cond, asked = wished(loaded, n, label)
     if negative and space is not None:
-        _needs_labels(loaded, "--negative")
         if "label" not in (cond or {}):
             raise UserError("--negative says what to be led away from, and no class is asked for: give --label too.")
         cond = {**(cond or {}), "negative": space.cond(n, label=list(negative))}
@@ -235,7 +239,10 @@ def knows_labels(model: Any) -> bool:
 def load_run(context: Context, run: Path, checkpoint: str, device: str | None, modules: Sequence[ModuleType]) -> Run:
     """A run by the words of a command line."""
     from ..experiment import load, read_spec
+    from ..recipes import names
 
+    if str(run) in names() and not run.exists():
+        raise UserError(f"{str(run)!r} is a recipe and no run: `morphogen train {run}` makes one, in runs/{run}-0.")
     read_spec(run)
     if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
         raise unknown("checkpoint", checkpoint, ("newest", "best"), "(or give a step's number)")

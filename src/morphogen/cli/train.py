@@ -53,11 +53,11 @@ def train(
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
     seed = 0 if seed is None else seed
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed} is out of range: take a whole number from 0 to 9223372036854775807.")
     from ..device import choose_device
+    from ..experiment import check_seed
     from ..spec import build, modules_of, spec
 
+    check_seed(seed)
     where = choose_device(device)
     with _root(data_root):
         made = found.build(arguments)

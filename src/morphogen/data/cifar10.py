@@ -58,15 +58,19 @@ class CIFAR10(Stored):
     def __init__(self, part: str = "train", *, root: str | Path | None = None) -> None:
         self.part, self.root = part_named(part), root
 
-    def read(self) -> dict[str, Any]:
-        """The part's pixels and labels, from the cache or decoded now. Either way they are held to their SHA-256."""
-        form, folder = find(
+    def where(self) -> tuple[str, Path]:
+        """The form of the files ("batches", "tar" or "zip") and their folder. UserError where they are not found."""
+        return find(
             "cifar10",
             {"batches": BATCHES[self.part], "tar": [_TAR], "zip": [_ZIP]},
             root=self.root,
             folders=(_TAR_FOLDER, "cifar-10"),
             advice="`morphogen data get cifar10` fetches it, or ",
         )
+
+    def read(self) -> dict[str, Any]:
+        """The part's pixels and labels, from the cache or decoded now. Either way they are held to their SHA-256."""
+        form, folder = self.where()
         cached = cache() / "decoded" / f"cifar10-{self.part}-{SHA256[self.part][:12]}.npy"
         rows = _cached(cached, SHA256[self.part])
         if rows is None:

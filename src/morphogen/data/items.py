@@ -152,6 +152,9 @@ class Pairs(Stored):
 def _tensor(given: Tensor | Asset, name: str) -> Tensor:
     if isinstance(given, Tensor):
         return given.detach()
+    if not isinstance(given, Asset):
+        how = "Asset(path)" if isinstance(given, str | Path) else "a tensor: torch.as_tensor(…), torch.from_numpy(…)"
+        raise UserError(f"Tensors was given a {type(given).__name__} as {name}: give {how}.")
     try:
         if given.path.suffix == ".npy":
             array = torch.from_numpy(np.load(given.path))

@@ -43,10 +43,10 @@ class _Idx(Stored):
     def __init__(self, part: str = "train", *, root: str | Path | None = None) -> None:
         self.part, self.root = part_named(part), root
 
-    def read(self) -> dict[str, Any]:
-        """The part's pixels and labels."""
+    def where(self) -> tuple[str, Path]:
+        """The form of the part's files ("gz" or "raw") and their folder. UserError where they are not found."""
         names = _FILES[self.part]
-        form, folder = find(
+        return find(
             self.name,
             {"gz": [f"{n}.gz" for n in names], "raw": names},
             root=self.root,
@@ -54,6 +54,11 @@ class _Idx(Stored):
             bare=self.bare,
             advice=f"`morphogen data get {self.name}` fetches them, or ",
         )
+
+    def read(self) -> dict[str, Any]:
+        """The part's pixels and labels."""
+        form, folder = self.where()
+        names = _FILES[self.part]
         paths = [folder / (f"{n}.gz" if form == "gz" else n) for n in names]
         images, labels = (read_idx(path) for path in paths)
         if images.shape[1:] != (28, 28) or images.shape[:1] != labels.shape or (labels.size and labels.max() > 9):

@@ -11,16 +11,18 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
 from ..errors import UserError
 
 
 def cache() -> Path:
-    """The folder for files that can be made again."""
-    if chosen := os.environ.get("MORPHOGEN_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "morphogen"
+    """The folder for files that can be made again. UserError where it is a file."""
+    chosen = os.environ.get("MORPHOGEN_CACHE")
+    folder = Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "morphogen").expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"The cache folder {str(folder)!r} is a file: name a folder in MORPHOGEN_CACHE.")
+    return folder
 
 
 def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -45,6 +47,15 @@ def roots(root: str | Path | None = None) -> list[Path]:
         return [Path(root).expanduser()]
     given = os.environ.get("MORPHOGEN_DATA")
     return [*([Path(given).expanduser()] if given else []), cache() / "data"]
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """`Items` that are read from files of the user's."""
+
+    def where(self) -> tuple[str, Path]:
+        """The form that the files have, and their folder; nothing is read. UserError where they are not found."""
+        ...
 
 
 def find(

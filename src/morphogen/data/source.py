@@ -27,6 +27,17 @@ _BUCKETS = 0xB0C5  # and so for the order of buckets
 _RESIDENT = 1 << 30  # bytes: smaller data in memory moves to an accelerator whole and is gathered there
 
 
+def steps_of(epochs: float, items: int, batch: int) -> int:
+    """How many batches go through `items` items `epochs` times. Raises UserError where that is less than one."""
+    steps = int(epochs * items / batch) if batch > 0 else 0
+    if steps < 1:
+        raise UserError(
+            f"{epochs} epochs of {items} items in batches of {batch} leave nothing to train on: give epochs of 1 or"
+            f" more, and a batch of 1 to {items}."
+        )
+    return steps
+
+
 class Shuffled(Remembers):
     """Endless batches of `items` in a new order each epoch; a `Source`.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 
 if TYPE_CHECKING:
     from ..core import Items, Space
@@ -60,6 +60,15 @@ def open(name: str, root: Root = None) -> Any:
     return _entry(name).open(root)
 
 
+def folder_of(name: str, root: Root = None) -> Path | None:
+    """The folder of the data set's files; None where it needs none. Raises UserError where they are not found."""
+    from .roots import InFiles
+
+    parts = open(name, root)
+    found = [items.where()[1] for items in (parts.train, parts.test) if isinstance(items, InFiles)]
+    return found[0] if found else None
+
+
 def _entry(name: str) -> _Entry:
     if name not in _TABLE:
         raise unknown("data set", name, _TABLE, "`morphogen data list` names them all.")
@@ -72,6 +81,8 @@ def show(name: str, root: Root = None, columns: int = 12) -> Any:
 
     from .space import Pictures, Points, grid
 
+    if columns < 1:
+        raise UserError(f"A sheet of {columns} columns shows nothing: take 1 or more.")
     parts = open(name, root)
     if isinstance(parts.space, Points):
         drawn = parts.train.take(torch.arange(len(parts.train)))["x"]

@@ -216,7 +216,7 @@ class LearnedVariance(Model, Field):
     def loss(self, batch: Batch) -> Loss:
         """The objective's mean; `seen` has each sample's error of ε, step and term of the bound (nats/coordinate)."""
         x = batch["x"]
-        learnable(x, self.shape)
+        learnable(x, self.shape, self.net)
         noise, steps = Noise(batch["key"]), self.path.steps
         i, share = self.objective.steps(noise, self.history, self.filled)
         z = batch["z"] if "z" in batch else noise.normal(*x.shape[1:], dtype=x.dtype)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ..checks import guidable, learnable, named, one_for_each
+from ..checks import buildable, guidable, learnable, named, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise
 from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
@@ -69,6 +69,7 @@ class Diffusion(Model, Field):
         drop: float = 0.1,
     ) -> None:
         super().__init__()
+        buildable(net, shape, drop)
         if isinstance(parametrisation, Eps) and path.alpha(1.0) == 0:
             raise UserError(
                 f"Eps says nothing of the data where none is left, which is so at t = 1 of {type(path).__name__}:"
@@ -80,7 +81,7 @@ class Diffusion(Model, Field):
     def loss(self, batch: Batch) -> Loss:
         """The mean over samples and coordinates of F's squared error; `seen["error"]` (B,) is each sample's."""
         x = batch["x"]
-        learnable(x, self.shape)
+        learnable(x, self.shape, self.net)
         noise = Noise(batch["key"])
         at = At(self.path, self.density(noise, self.path, x.dtype))
         z = batch["z"] if "z" in batch else noise.normal(*x.shape[1:], dtype=x.dtype)

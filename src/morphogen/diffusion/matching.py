@@ -216,7 +216,7 @@ class ScoreModel(Model):
     def loss(self, batch: Batch) -> Loss:
         """The objective's mean over samples; `seen["error"]` (B,) is each sample's."""
         x, cond = batch["x"], batch.get("cond") or NONE
-        learnable(x, self.shape)
+        learnable(x, self.shape, self.net)
         with self._smoothly(self.objective.differentiates):
             error = self.objective(lambda y: self.net(y, cond), x, Noise(batch["key"]))
         return Loss(error.mean(), seen={"error": error.detach()})

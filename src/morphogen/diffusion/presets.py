@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from ..errors import UserError
 from .adaptive import Dopri5
 from .diffusion import Diffusion, Sampler
 from .field import EDM, Eps, Velocity
@@ -45,6 +46,8 @@ def ddpm(
     chain ends in noise all the same (Nichol & Dhariwal 2021).
     `cond["t"]` is scale · i / steps, the step index i of a chain of 1000.
     """
+    if steps < 1:
+        raise UserError(f"A chain of {steps} steps goes nowhere: use 1 or more, better 1000.")
     path = LinearBetas(0.1 / steps, min(20 / steps, 0.999), steps)
     sampler = Sampler(Ancestral(), Trailing(), steps)
     return Diffusion(net, shape, path, Eps(scale), Steps(steps), sampler, drop=drop)

@@ -176,6 +176,8 @@ class ResidualBlock(Net):
         super().__init__()
         if modulation not in MODULATIONS:
             raise unknown("modulation", modulation, MODULATIONS)
+        if not 0 <= dropout <= 1:
+            raise UserError(f"A residual block's dropout is {dropout}, which is no probability: use 0 to 1.")
         if change not in CHANGES:
             raise unknown("change of resolution", change, CHANGES)
         self.change = CHANGES[change]

@@ -111,6 +111,9 @@ class ClassEmbedding(Net):
         label, null = cond.get("label"), cond.get("null")
         if label is None:
             return self.table[self.classes].expand(n, self.width)
+        if label.is_floating_point():
+            kind = str(label.dtype).removeprefix("torch.")
+            raise UserError(f'cond["label"] holds {kind} numbers: give the classes as int64, such as label.long().')
         if null is not None:
             label = label.masked_fill(null, 0)  # what is dropped is not read
         try:

@@ -55,6 +55,8 @@ class MLP(Net):
         super().__init__()
         if depth < 1:
             raise UserError(f"An MLP with {depth} hidden layers is no MLP: use a depth of at least 1.")
+        if width < 1:
+            raise UserError(f"An MLP of width {width} has no units: use 1 or more.")
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.inputs, self.outputs, self.scalars = inputs, outputs, scalars

@@ -80,6 +80,8 @@ class ResNet(Reader):
             raise UserError(
                 f"A ResNet of depth {depth} with {len(multipliers)} levels is empty: use at least 1 of each."
             )
+        if not 0 <= dropout <= 1:
+            raise UserError(f"A ResNet's dropout is {dropout}, which is no probability: use 0 to 1.")
         self.scalars, self.dropout = scalars, dropout
         embedding = 4 * width if scalars else 0
         self.times = nn.ModuleList(TimeEmbedding(width, embedding) for _ in scalars)

@@ -17,7 +17,7 @@ def cifar_classifier(width: int = 64, epochs: float = 8.0, batch: int = 500, lr:
     """
     from ..data.augment import Flip, Shift
     from ..data.cifar10 import CIFAR10, space
-    from ..data.source import Shuffled
+    from ..data.source import Shuffled, steps_of
     from ..heldout import HeldOut
     from ..nets.resnet import SpeedNet
     from ..optim import AdamW, Triangle
@@ -26,7 +26,7 @@ def cifar_classifier(width: int = 64, epochs: float = 8.0, batch: int = 500, lr:
 
     net = SpeedNet(3, 10, (width, 4 * width, 4 * width))
     model = Classifier(net, smoothing=0.2, augment=(Flip(), Shift(2, fill=None)))
-    steps = max(1, int(epochs * 50_000 / batch))
+    steps = steps_of(epochs, 50_000, batch)
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.95), weight_decay=0.05, schedule=Triangle(peak=0.2)),

@@ -17,7 +17,7 @@ def digits_classifier(width: int = 32, epochs: int = 30, batch: int = 128, lr: f
     """
     from ..data.augment import Shift, Warp
     from ..data.digits import Digits, space
-    from ..data.source import Shuffled
+    from ..data.source import Shuffled, steps_of
     from ..heldout import HeldOut
     from ..nets.resnet import ResNet
     from ..optim import AdamW, Triangle
@@ -26,7 +26,7 @@ def digits_classifier(width: int = 32, epochs: int = 30, batch: int = 128, lr: f
 
     net = ResNet(1, 10, width, multipliers=(1, 2, 4))
     model = Classifier(net, smoothing=0.1, augment=(Warp(degrees=10.0, scale=0.1, shear=0.1), Shift(1)))
-    steps = max(1, epochs * 1437 // batch)
+    steps = steps_of(epochs, 1437, batch)
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.99), weight_decay=0.05, schedule=Triangle(peak=0.2)),

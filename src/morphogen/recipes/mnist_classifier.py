@@ -17,7 +17,7 @@ def mnist_classifier(width: int = 24, epochs: float = 4.0, batch: int = 512, lr:
     """
     from ..data.augment import Shift
     from ..data.mnist import MNIST, space
-    from ..data.source import Shuffled
+    from ..data.source import Shuffled, steps_of
     from ..heldout import HeldOut
     from ..nets.resnet import SpeedNet
     from ..optim import AdamW, Triangle
@@ -26,7 +26,7 @@ def mnist_classifier(width: int = 24, epochs: float = 4.0, batch: int = 512, lr:
 
     net = SpeedNet(1, 10, (width, 2 * width, 4 * width))
     model = Classifier(net, smoothing=0.1, augment=(Shift(2),))
-    steps = max(1, int(epochs * 60_000 / batch))
+    steps = steps_of(epochs, 60_000, batch)
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.95), weight_decay=0.05, schedule=Triangle(peak=0.2)),
