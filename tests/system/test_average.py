@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from morphogen import EMA, Data, Experiment, Loss, PowerEMA, Trainer, UserError, load, report
+from morphogen import EMA, Data, Experiment, Loss, PowerEMA, Trainer, UserError, load, posthoc, report
 from morphogen.checkpoint import Checkpoints, Damaged
 from morphogen.cli import main
 from morphogen.experiment import Run
@@ -43,7 +43,7 @@ class Frozen(Fit):
 
 
 def train(run: Path, ema, steps: int = 60, model=Fit, until: int | None = None, **dials) -> Run:
-    trainer = Trainer(steps, ema=ema, **({"save_every": 7} | dials))
+    trainer = Trainer(steps, ema=ema, **({"save_every": 9} | dials))
     return Experiment(seeded(model), Data(Line()), trainer).train(run, seed=3, voice=Voice(), until=until)
 
 
@@ -80,8 +80,8 @@ def test_any_length_is_loaded_as_the_full_rate_average_of_the_same_run(world):
 
 def test_an_earlier_checkpoint_is_put_together_from_what_came_before_it(tmp_path):
     train(tmp_path / "run", PowerEMA(), keep=9)
-    train(tmp_path / "short", PowerEMA((0.07,), snapshots=0), until=49)
-    early = load(tmp_path / "run", checkpoint=49, ema=0.07, modules=HERE)
+    train(tmp_path / "short", PowerEMA((0.07,), snapshots=0), until=45)
+    early = load(tmp_path / "run", checkpoint=45, ema=0.07, modules=HERE)
     for a, b in zip(weights(early).values(), weights(load(tmp_path / "short", modules=HERE)).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
@@ -122,13 +122,15 @@ def test_several_averages_are_each_what_they_are_alone(tmp_path, model):
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
-    """Every byte that training leaves, but for the log, which says how long it took."""
-    files = [*run.glob("snapshots/*"), *run.glob("checkpoints/*/*.safetensors")]
-    return {str(p.relative_to(run)): p.read_bytes() for p in files if not p.name.startswith("source")}
+    """Every snapshot, what lies beside them, and the tensors of the last checkpoint."""
+    files = [*run.glob("snapshots/*"), *max(run.glob("checkpoints/0*")).glob("*.safetensors")]
+    return {str(p.relative_to(run)): p.read_bytes() for p in files}
 
 
-def life(run: Path, fsync: int, before: bool) -> bool:
-    """Train in a child that kills itself at its n-th fsync, before or after the disk has it; whether it got through."""
+def life(run: Path, fsync: int, how: str) -> bool:
+    """Train in a child that kills itself before or after its n-th fsync, or half way through the next snapshot's
+    writing; whether it got through.
+    """
     child = os.fork()
     if child == 0:
         real, count = os.fsync, 0
@@ -136,15 +138,21 @@ def life(run: Path, fsync: int, before: bool) -> bool:
         def counted(fd: int) -> None:
             nonlocal count
             count += 1
-            if count == fsync and before:
+            if count == fsync and how == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             real(fd)
-            if count == fsync:
+            if count == fsync and how == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        os.fsync = counted
+        def written(tensors, path: Path, metadata) -> None:
+            save_file(tensors, path, metadata)
+            if count >= fsync and how == "within":
+                os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.fsync, posthoc.save_file = counted, written
         try:
-            train(run, [PowerEMA(snapshots=8), EMA(0.9)], steps=90, model=Frozen)
+            train(run, [PowerEMA(snapshots=8), EMA(0.9)], steps=40, model=Frozen)
             os._exit(0)
         finally:
             os._exit(1)
@@ -154,12 +162,12 @@ def life(run: Path, fsync: int, before: bool) -> bool:
 
 
 def test_a_run_killed_at_any_sync_ends_in_the_same_bytes_snapshots_included(tmp_path):
-    train(tmp_path / "straight", [PowerEMA(snapshots=8), EMA(0.9)], steps=90, model=Frozen)
+    train(tmp_path / "straight", [PowerEMA(snapshots=8), EMA(0.9)], steps=40, model=Frozen)
     expected = bytes_of(tmp_path / "straight")
-    assert sum(name.startswith("snapshots") for name in expected) > 30
-    for k in range(6):
+    assert sum(name.startswith("snapshots") for name in expected) > 20
+    for k in range(4):
         run, kills = tmp_path / str(k), 0
-        while not life(run, 11 + 13 * k + 7 * kills, before=bool(kills % 2)):
+        while not life(run, 17 + 13 * k + 14 * kills, ("before", "within", "after")[kills % 3]):
             kills += 1
             for step in Snapshots(run).steps():
                 Snapshots(run).read(step)  # whole, or not there
@@ -227,15 +235,11 @@ def test_a_spec_knows_every_rule():
 # ---- command line and report ---------------------------------------------------------------------------------------
 
 OWN = '''
-"""Blurred digits with averages."""
-import morphogen as mg
-import tiny
-
 
 def averaged(steps: int = 64) -> mg.Experiment:
-    """Blurred digits."""
-    made = tiny.blurs(steps=steps, pictures=False)
-    trainer = mg.Trainer(steps, optim=mg.optim.AdamW(0.05), ema=mg.PowerEMA(), save_every=16)
+    """Blurred digits with averages."""
+    made = blurs(steps=steps, pictures=False)
+    trainer = mg.Trainer(steps, optim=AdamW(0.05), ema=mg.PowerEMA(), save_every=16)
     return mg.Experiment(made.model, made.data, trainer)
 '''
 
@@ -243,19 +247,14 @@ def averaged(steps: int = 64) -> mg.Experiment:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "own.py").write_text(OWN)
-    tiny = Path(__file__).with_name("tiny.py")
-    (folder / "tiny.py").write_text(tiny.read_text())
-    sys.path.insert(0, str(folder))
-    try:
-        assert main(["train", f"{folder / 'own.py'}:averaged", "--run", str(folder / "run")]) == 0
-        yield folder
-    finally:
-        sys.path.remove(str(folder))
+    file = folder / "own.py"
+    file.write_text(Path(__file__).with_name("tiny.py").read_text() + OWN)
+    assert main(["train", f"{file}:averaged", "--run", str(folder / "run")]) == 0
+    return folder
 
 
 def test_evaluate_compares_lengths_and_sample_takes_one(own, capsys):
-    run, files = str(own / "run"), ["--with", str(own / "tiny.py")]
+    run, files = str(own / "run"), ["--with", str(own / "own.py")]
     few = ["--n", "0", "--likelihood", "20"]
     assert main(["evaluate", run, *few, "--ema", "0.05", "0.15", "live", *files]) == 0
     out = capsys.readouterr().out
@@ -289,7 +288,7 @@ def test_evaluate_compares_lengths_and_sample_takes_one(own, capsys):
 
 
 def test_a_wrong_average_is_told_before_anything_is_measured(own, capsys):
-    run, files = str(own / "run"), ["--with", str(own / "tiny.py")]
+    run, files = str(own / "run"), ["--with", str(own / "own.py")]
     assert main(["evaluate", run, "--ema", "0.05", "0.7", *files]) == 2
     err = capsys.readouterr().err
     assert "There is no average '0.7'" in err
