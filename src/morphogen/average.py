@@ -171,11 +171,16 @@ def chosen(
         return LIVE, {}
     if name in stored:
         return name, parts[stored[name]]
+    if not stored:
+        raise UserError(
+            f"The run {str(run)!r} keeps no average of its weights, so none called {str(wish)!r}: leave ema out, or"
+            " train one with Trainer(ema=…)."
+        )
     bases = [n for rule in rules if rule.snapshots for n in rule.decays]
     length = float(name) if _is_length(name) else None
     if not bases or length is None:
-        more = f", or any length in (0, {LONGEST}]" if bases else ""
-        raise unknown("average", str(wish), (*stored, LIVE), f"(the run {str(run)!r} has {_listed(stored)}{more})")
+        hint = f"any length in (0, {LONGEST}] can be had too" if bases else "a choice of length needs ema=PowerEMA(…)"
+        raise unknown("average", str(wish), (*stored, LIVE), f"(of {str(run)!r}; {hint})")
     return name, put_together(length, {n: parts[stored[n]] for n in bases}, run, step, say)
 
 
@@ -184,7 +189,3 @@ def _is_length(name: str) -> bool:
         return math.isfinite(float(name)) and 0 < float(name) <= LONGEST
     except ValueError:
         return False
-
-
-def _listed(names: Mapping[str, str]) -> str:
-    return ", ".join([*names, LIVE])

@@ -91,6 +91,7 @@ MISTAKES = [
     Mistake("sample {tmp}/blurss-0", ("did you mean 'blurs-0'", "morphogen runs")),
     Mistake("sample {tmp}/none/deep", ("is no run folder", "morphogen train")),
     Mistake("sample {own}", ("'tiny.py'",)),
+    Mistake("sample {run} --with {own} --ema 0.9", ("keeps no average", "'0.9'", "ema=")),
     Mistake("sample {tmp}/damaged", ("spec.json", "is damaged")),
     Mistake("sample {tmp}/future", ("format 99",)),
     Mistake("sample {tmp}/empty", ("no checkpoint yet", "continue its training")),

@@ -382,7 +382,7 @@ def compared(pages: list[dict[str, Any]]) -> str:
     rows = [("average", *names)]
     for page, row in zip(pages, values, strict=True):
         rows.append((page["ema"], *(f"{row[k]:.4f}" if k in row else "" for k in names)))
-    return f"{_setting(pages[0])}:\n\n{columns(rows)}"
+    return f"{_setting(pages[0] | {'ema': None})}:\n\n{columns(rows)}"
 
 
 def _prefixed(heldout: dict[str, float]) -> dict[str, float]:
@@ -392,7 +392,8 @@ def _prefixed(heldout: dict[str, float]) -> dict[str, float]:
 def _setting(page: dict[str, Any]) -> str:
     options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
     drawn = f", {page['n']} samples of seed {page['seed']}{options}" if "n" in page else ""
-    return f"{page['run']}, step {page['step']}{drawn}"
+    average = f", average {page['ema']}" if page.get("ema") not in (None, "live") else ""
+    return f"{page['run']}, step {page['step']}{average}{drawn}"
 
 
 def described(page: dict[str, Any]) -> str:
