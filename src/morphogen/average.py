@@ -136,9 +136,11 @@ def averages(rules: Sequence[Rule], model: Model) -> list[Average]:
     """Start the averages of `model`'s trained weights."""
     outside = tuple(part + "." for part in model.scaffold)
     live: dict[str, nn.Parameter] = {}
+    seen: set[nn.Parameter] = set()
     for name, p in model.named_parameters(remove_duplicate=False):
-        if p.requires_grad and not f"{name}.".startswith(outside) and all(p is not other for other in live.values()):
+        if p.requires_grad and not f"{name}.".startswith(outside) and p not in seen:  # by identity
             live[name] = p
+            seen.add(p)
     parts = parts_of(rules)
     return [Average(name, parts[name], rule, live) for rule in rules for name in rule.decays]
 

@@ -42,6 +42,17 @@ class Frozen(Fit):
         return Loss((self.net(self.again(self.late(batch["x"]))) - batch["y"]).square().mean())
 
 
+class Half(Fit):
+    """Weights in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bfloat16()
+
+    def loss(self, batch) -> Loss:
+        return Loss((self.net(batch["x"].bfloat16()).float() - batch["y"]).square().mean())
+
+
 def train(run: Path, ema, steps: int = 60, model=Fit, until: int | None = None, **dials) -> Run:
     trainer = Trainer(steps, ema=ema, **({"save_every": 9} | dials))
     return Experiment(seeded(model), Data(Line()), trainer).train(run, seed=3, voice=Voice(), until=until)
@@ -102,7 +113,7 @@ def test_names_that_are_not_there_are_sentences(world, tmp_path):
         load(tmp_path / "bare", ema=0.9, modules=HERE)
 
 
-@pytest.mark.parametrize("model", [Fit, Frozen])
+@pytest.mark.parametrize("model", [Fit, Frozen, Half])
 def test_several_averages_are_each_what_they_are_alone(tmp_path, model):
     rules = {"0.9": EMA(0.9), "0.99": EMA(0.99), "0.1": PowerEMA((0.1,), snapshots=4)}
     several = train(tmp_path / "several", list(rules.values()), steps=12, model=model)
@@ -111,11 +122,16 @@ def test_several_averages_are_each_what_they_are_alone(tmp_path, model):
         alone = train(tmp_path / name, rule, steps=12, model=model)
         assert alone.average == name
         assert same(weights(alone), weights(load(tmp_path / "several", ema=name, modules=HERE)))
-    start = seeded(model)
+    start, kept = seeded(model), Checkpoints(tmp_path / "several").load(12)["average"]
+    assert all(t.dtype == torch.float32 for t in kept.values())
+    if model is Half:
+        assert all(p.dtype == torch.bfloat16 for p in several.model.parameters())
+        assert all(torch.equal(p, kept[n].bfloat16()) for n, p in several.model.named_parameters())
+        assert load(tmp_path / "several", ema=0.095, modules=HERE).average == "0.095"  # put together
     if model is Frozen:
         assert torch.equal(several.model.net[2].weight, start.net[2].weight)
         assert several.model.again.weight is several.model.net[0].weight
-        assert "net.2.weight" not in Checkpoints(tmp_path / "several").load(12)["average"]
+        assert "net.2.weight" not in kept
 
 
 # ---- nothing is lost -----------------------------------------------------------------------------------------------
