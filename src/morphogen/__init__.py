@@ -19,7 +19,7 @@ _HOME = {
     "train": ("Trainer",),
     "heldout": ("HeldOut",),
     "hooks": ("SampleGrid",),
-    "average": ("EMA",),
+    "average": ("EMA", "PowerEMA"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = ("core", "data", "diffusion", "metrics", "nets", "optim", "recipes", "spec", "supervised", "testing")
@@ -28,7 +28,7 @@ __all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
     from . import core, data, diffusion, metrics, nets, optim, recipes, spec, supervised, testing
-    from .average import EMA
+    from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError
     from .experiment import Data, Experiment, Run, draw, load

@@ -3,6 +3,7 @@
 run/  spec.json        the experiment's constructor calls, seed and recipe: written before the first step
       assets/          files that constructors need, by hash
       checkpoints/     see checkpoint.py
+      snapshots/       averaged weights, see posthoc.py
       log.jsonl        losses, held-out metrics, speed
       samples/         pictures drawn on the way
 """
@@ -139,11 +140,12 @@ def _no_run(run: Path) -> UserError:
 class Run:
     """A finished or interrupted run, loaded: its model with the weights meant for sampling, and its space.
 
-    Attributes: path, model, space, data, trainer, seed, step (of the weights), page (spec.json).
+    Attributes: path, model, space, data, trainer, seed, page (spec.json), and of the weights step and average (its
+    name, or "live").
     """
 
-    def __init__(self, path: Path, experiment: Experiment, page: dict[str, Any], step: int) -> None:
-        self.path, self.page, self.step = path, page, step
+    def __init__(self, path: Path, experiment: Experiment, page: dict[str, Any], step: int, average: str) -> None:
+        self.path, self.page, self.step, self.average = path, page, step, average
         self.model, self.data, self.trainer = experiment.model, experiment.data, experiment.trainer
         self.space, self.seed = experiment.data.space, int(page["seed"])
 
@@ -158,16 +160,20 @@ def load(
     run: str | Path,
     *,
     checkpoint: str | int = "newest",
+    ema: str | float | None = None,
     modules: Iterable[ModuleType] = (),
     device: str | torch.device | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Load a run folder.
 
-    checkpoint: "newest", "best" (by the held-out metric) or a step. modules: where the user's own classes are.
-    Averaged weights are taken where there are any. say: told about damaged checkpoints that were skipped.
-    Raises UserError where the folder is no run, or holds no such checkpoint.
+    checkpoint: "newest", "best" (by the held-out metric) or a step. ema: which averaged weights, by name (the decay
+    of an EMA, the length of a PowerEMA), any other length of a PowerEMA that has snapshots, or "live" for the weights
+    themselves; by default the first average where there is any. modules: where the user's own classes are. say: told
+    about damaged checkpoints that were skipped.
+    Raises UserError where the folder is no run, or holds no such checkpoint or average.
     """
+    from .average import chosen
     from .checkpoint import Checkpoints, Damaged
     from .device import choose_device
 
@@ -194,10 +200,11 @@ def load(
             raise UserError(f"Step {step} of {str(path)!r} cannot be loaded ({damage}): there are {there}.") from None
     model = experiment.model
     fit_weights(model, parts, step)
-    model.load_state_dict(parts.get("average", {}), strict=False)  # on its own: the live weights of a tied twin wait
+    average, weights = chosen(experiment.trainer.ema, ema, path, step, parts, say)
+    model.load_state_dict(weights, strict=False)  # on their own: the live weights of a tied twin wait
     model.step = step
     model.to(choose_device(device)).eval()
-    return Run(path, experiment, page, step)
+    return Run(path, experiment, page, step, average)
 
 
 def fit_weights(model: Model, parts: Mapping[str, Any], step: int) -> None:

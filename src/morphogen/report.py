@@ -42,6 +42,7 @@ def render(run: Path, page: Mapping[str, Any]) -> str:
     sections = [
         _samples(run),
         _measures(evaluation),
+        _averages(_json(run / "averages.json").get("averages") or []),
         _charts(lines),
         _facts(run, page, recipe, result, lines),
         _next(run, title, evaluation, bool(list((run / "samples").glob("*.png")))),
@@ -82,6 +83,16 @@ def _args(node: Any, *names: str) -> Any:
     for name in names:
         node = ((node or {}).get("args") or {}).get(name)
     return node
+
+
+def _said(node: Any) -> str:
+    """A part of a spec as a user would write it."""
+    if isinstance(node, dict) and "class" in node:
+        args = ", ".join(f"{k}={_said(v)}" for k, v in node["args"].items())
+        return f"{str(node['class']).rpartition(':')[2]}({args})"
+    if isinstance(node, dict) and "tuple" in node:
+        node = node["tuple"]
+    return f"({', '.join(map(_said, node))})" if isinstance(node, list) else "" if node is None else str(node)
 
 
 def _model(page: Mapping[str, Any]) -> str:
@@ -155,9 +166,41 @@ def _measures(page: Mapping[str, Any]) -> str:
     judge = f"; judge: {page['judge']['run']}" if page.get("judge") else ""
     heldout = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("heldout") or {}).items())
     held = f"<p>Held-out: {_e(heldout)}</p>" if heldout else ""
-    told = f"{drawn}weights of step {page.get('step')}{judge}"
+    average = f", average {page['ema']}" if page.get("ema", "live") != "live" else ""
+    told = f"{drawn}weights of step {page.get('step')}{average}{judge}"
     receipt = f"<p class='receipt'>{_e(told)}</p>"
     return f"<section><h2>Evaluation</h2>{table}{held}{receipt}</section>"
+
+
+def _averages(pages: Sequence[Mapping[str, Any]]) -> str:
+    """Quality against the average of the weights: a table, and charts over their decays or lengths."""
+    if not pages:
+        return ""
+    values = [
+        {k: m["value"] for k, m in p["measures"].items()} | {f"held-out {k}": v for k, v in p["heldout"].items()}
+        for p in pages
+    ]
+    names = [k for k in dict.fromkeys(k for row in values for k in row) if len({row.get(k) for row in values}) > 1]
+    cells = "".join(
+        f"<tr><th>{_e(p['ema'])}</th>"
+        + "".join(f"<td class='n'>{row[k]:.4f}</td>" if k in row else "<td></td>" for k in names)
+        + "</tr>"
+        for p, row in zip(pages, values, strict=True)
+    )
+    head = "".join(f"<th>{_e(k)}</th>" for k in ("average", *names))
+    table = f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>"
+    charts = []
+    for name in names[:6]:
+        points = sorted(
+            (float(p["ema"]), row[name])
+            for p, row in zip(pages, values, strict=True)
+            if p["ema"] != "live" and _number(row.get(name))
+        )
+        if len(points) > 1:
+            drawn = chart({name: points}, "decay or length of the average")
+            charts.append(f"<figure class='chart'><h3>{_e(name)}</h3>{drawn}</figure>")
+    receipt = f"<p class='receipt'>weights of step {_e(pages[0].get('step'))}, everything else alike</p>"
+    return f"<section><h2>Averages</h2>{table}<div class='charts'>{''.join(charts)}</div>{receipt}</section>"
 
 
 def _charts(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -200,6 +243,7 @@ def _facts(
         "recipe": recipe.get("name"),
         "arguments": " ".join(f"{k}={v}" for k, v in arguments.items()),
         "seed": page.get("seed"),
+        "averages": _said(_args(page.get("experiment"), "trainer", "ema")),
         "parameters": f"{result['parameters']:,}" if "parameters" in result else None,
         "speed": f"{result['steps_per_s']:.4g} steps/s" if result.get("steps_per_s") else None,
         "machine": here,

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .average import EMA, Average
+from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
@@ -55,7 +55,8 @@ class Trainer(Remembers):
     steps: how many steps. optim: one maker of optimisers, or one per `trains` name of the model's phases
     (`{"generator": AdamW(2e-4), "critic": AdamW(1e-4)}`; several names of one phase joined by "+").
     micro: samples per piece of a batch: less memory, the same gradient. clip: largest gradient norm.
-    dtype: "float32", or "bfloat16" for autocast in the forward pass. ema: averaged weights for sampling.
+    dtype: "float32", or "bfloat16" for autocast in the forward pass. ema: averaged weights for sampling; of several the
+    first is what pictures, held-out data and `load` take unless told otherwise.
     heldout: what to measure on held-out data and how often. hooks: what else to do now and then (pictures).
     save_every, keep: checkpoints. log_every: lines of the log. recompute: gradient checkpointing of every module
     marked `recomputable`. compile: `torch.compile` the nets in place (without a compiler: eagerly, and said once).
@@ -69,7 +70,7 @@ class Trainer(Remembers):
         micro: int | None = None,
         clip: float | None = None,
         dtype: str = "float32",
-        ema: EMA | None = None,
+        ema: Rule | Sequence[Rule] | None = None,
         heldout: HeldOut | None = None,
         hooks: Sequence[Hook] = (),
         save_every: int = 500,
@@ -91,7 +92,8 @@ class Trainer(Remembers):
             raise UserError(f"The hook {idle[0]} is never due: its `every` must be at least 1.")
         if dtype not in ("float32", "bfloat16"):
             raise unknown("training dtype", str(dtype), ("float32", "bfloat16"))
-        self.steps, self.optim, self.micro, self.clip, self.dtype, self.ema = steps, optim, micro, clip, dtype, ema
+        self.steps, self.optim, self.micro, self.clip, self.dtype = steps, optim, micro, clip, dtype
+        self.ema = rules_of(ema)
         self.heldout, self.hooks, self.log_every = heldout, hooks, log_every
         self.save_every, self.keep = save_every, keep
         self.recompute, self.compile = recompute, compile
@@ -154,7 +156,7 @@ class Training:
         self.source: Source = data.train
         self.checkpoints = Checkpoints(run, trainer.keep)
         self.log = Log(run / "log.jsonl")
-        self.average: Average | None = trainer.ema.of(self.model) if trainer.ema else None
+        self.averages = averages(trainer.ema, self.model)
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
         self.signal = 0
@@ -230,8 +232,7 @@ class Training:
         if found is None:
             self.log.open(after=-1)
             self._start_model()
-            if self.trainer.ema:
-                self.average = self.trainer.ema.of(self.model)  # of the weights as the start has left them
+            self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
             self.save()
             n = sum(p.numel() for p in self.model.parameters())
             threads = torch.get_num_threads()
@@ -317,8 +318,9 @@ class Training:
                 heard[turn.name] = said
         self.heard = heard
         self.step = step
-        if self.average is not None:
-            self.average.update(step)
+        for average in self.averages:
+            average.update(step)
+        snapshot(self.averages, self.run, step)
 
     def reseed(self, step: int) -> None:
         """Seed the default generators for `step`: randomness is a function of (seed, step, rank)."""
@@ -484,6 +486,11 @@ class Training:
 
     # ---- now and then
 
+    @property
+    def average(self) -> Average | None:
+        """The average meant for sampling."""
+        return self.averages[0] if self.averages else None
+
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model with averaged weights, where there are any."""
         return self.average.swapped() if self.average else contextlib.nullcontext()
@@ -557,8 +564,7 @@ class Training:
                 "tally": self.log.state(),
             },
         }
-        if self.average is not None:
-            parts["average"] = dict(self.average.mean)
+        parts |= {average.part: dict(average.mean) for average in self.averages}
         return parts, {n: t for n, t in weights.items() if n in fixed}
 
     def save(self) -> None:
@@ -592,9 +598,9 @@ class Training:
         fit_weights(self.model, parts, step)
         for i, optimiser in enumerate(self._optimisers()):
             restore_optimiser(optimiser, self.names, parts["optim"][str(i)])
-        if self.average is not None:
-            for name, mean in self.average.mean.items():
-                mean.copy_(parts["average"][name])
+        for average in self.averages:
+            for name, mean in average.mean.items():
+                mean.copy_(parts[average.part][name])
         if "cannot" in parts["source"]:
             self.voice.say(f"Not exact after this resume: {parts['source']['cannot']}")
         else:

@@ -104,7 +104,7 @@ def weights(run: Path) -> str:
     store = Checkpoints(run)
     parts = store.load(store.steps()[-1])
     tensors = dict(parts["model"]) | {"frozen." + k: v for k, v in parts["frozen"].items()}
-    tensors |= {f"average.{k}": v for k, v in parts.get("average", {}).items()}
+    tensors |= {f"{part}.{k}": v for part in parts if part.startswith("average") for k, v in parts[part].items()}
     for i, optim in parts["optim"].items():
         for name, state in optim["state"].items():
             tensors |= {f"optim.{i}.{name}.{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}

@@ -61,7 +61,8 @@ def test_each_sample_belongs_to_its_noise(run, tmp_path, capsys):
     assert not torch.allclose(made["x"], x.roll(1, 0), atol=1e-2)
     with safe_open(out, "pt") as file:
         note = json.loads(file.metadata()["reflow"])
-    assert note == {"run": str(run), "step": 3, "seed": 5, "label": [], "options": {"solver": "heun", "steps": 7}}
+    told = {"label": [], "options": {"solver": "heun", "steps": 7}}
+    assert note == {"run": str(run), "step": 3, "ema": "live", "seed": 5, **told}
 
 
 def test_conditions_go_with_the_pairs_and_more_pairs_change_none(run, tmp_path):

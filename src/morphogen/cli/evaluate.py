@@ -42,17 +42,21 @@ def evaluate(
     likelihood: int = 0,
     seed: int = 0,
     checkpoint: str = "newest",
+    ema: tuple[str, ...] = (),
     device: str | None = None,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
     """Measure a run: its classifier, or its samples and likelihoods, with intervals.
 
+    Of several averages of the weights, each is measured in the same way with the same noise: quality against length.
+
     run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
     unless flags say otherwise; 0 for the likelihood alone. judge: the run of a classifier that reads the samples
     (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
     it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples.
-    checkpoint: newest, best or a step.
+    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live; several are compared
+    (default: the run's first average).
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
@@ -62,17 +66,28 @@ def evaluate(
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     with _root(data_root):
         modules = recipes.load_files(with_)
-        loaded = load_run(context, run, checkpoint, device, modules)
-        options = options_of(context, loaded)
-        reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
-        page = measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, likelihood=likelihood)
+        for name in ema[1:]:
+            load_run(context, run, checkpoint, device, modules, name)  # a wrong one is told before any is measured
+        pages = []
+        for wish in ema or (None,):
+            loaded = load_run(context, run, checkpoint, device, modules, wish)
+            options = options_of(context, loaded)
+            reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
+            if len(ema) > 1:
+                context.tell.note(f"Average {loaded.average}:")
+            pages.append(
+                measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, likelihood=likelihood)
+            )
     from ..report import write
     from .receipts import write_json
 
-    write_json(run / "evaluation.json", page)
+    one = len(pages) == 1
+    page = pages[0] if one else {"averages": pages}
+    path = run / ("evaluation.json" if one else "averages.json")
+    write_json(path, page)
     report = write(run)
-    text = f"{described(page)}\n\n  evaluation  {run / 'evaluation.json'}\n  report      {report}"
-    context.tell.answer("evaluated", page, text)
+    told = described(page) if one else compared(pages)
+    context.tell.answer("evaluated", page, f"{told}\n\n  evaluation  {path}\n  report      {report}")
 
 
 _root = data_root
@@ -96,7 +111,7 @@ def measure_run(
 
     began = time.perf_counter()
     measures: dict[str, Measure] = {}
-    page: dict[str, Any] = {"run": str(run.path), "step": run.step, "seed": seed}
+    page: dict[str, Any] = {"run": str(run.path), "step": run.step, "ema": run.average, "seed": seed}
     test = run.data.test
     if test is None:
         raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
@@ -366,11 +381,30 @@ def _learn(judge: Run, x: Tensor, label: Tensor, seed: int, device: str) -> Any:
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
-def described(page: dict[str, Any]) -> str:
-    """The measures as a table for a terminal."""
+def compared(pages: list[dict[str, Any]]) -> str:
+    """The measures of several averages of the weights, a row for each; the intervals are in the file."""
+    values = [{k: m["value"] for k, m in p["measures"].items()} | _prefixed(p["heldout"]) for p in pages]
+    names = list(dict.fromkeys(k for row in values for k in row))
+    rows = [("average", *names)]
+    for page, row in zip(pages, values, strict=True):
+        rows.append((page["ema"], *(f"{row[k]:.4f}" if k in row else "" for k in names)))
+    return f"{_setting(pages[0] | {'ema': None})}:\n\n{columns(rows)}"
+
+
+def _prefixed(heldout: dict[str, float]) -> dict[str, float]:
+    return {f"held-out {k}": v for k, v in heldout.items()}
+
+
+def _setting(page: dict[str, Any]) -> str:
     options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
     drawn = f", {page['n']} samples of seed {page['seed']}{options}" if "n" in page else ""
-    lines = [f"{page['run']}, step {page['step']}{drawn}:", ""]
+    average = f", average {page['ema']}" if page.get("ema") not in (None, "live") else ""
+    return f"{page['run']}, step {page['step']}{average}{drawn}"
+
+
+def described(page: dict[str, Any]) -> str:
+    """The measures as a table for a terminal."""
+    lines = [f"{_setting(page)}:", ""]
     if page["measures"]:
         rows = [("measure", "value", "95 % interval", "N", "what it is")]
         for name, m in page["measures"].items():

@@ -29,6 +29,7 @@ def reflow(
     seed: int = 0,
     out: Path | None = None,
     checkpoint: str = "newest",
+    ema: str | None = None,
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
@@ -37,8 +38,9 @@ def reflow(
     run: the folder of the run, of a diffusion or flow. n: how many pairs. label: classes in turn, by name or number, or
     none (also --class; default: as `morphogen sample`). seed: pair i is a function of the seed and i.
     out: the .safetensors file to write, whole or not at all, with x, z and the conditions (default:
-    pairs-SEED.safetensors in the run). checkpoint: newest, best or a step. device: cpu, cuda, …. with_: files that
-    define classes of yours which the run uses.
+    pairs-SEED.safetensors in the run). checkpoint: newest, best or a step. ema: which averaged weights, by decay or
+    length, or live (default: the run's first average). device: cpu, cuda, …. with_: files that define classes of yours
+    which the run uses.
     """
     from ..diffusion import Diffusion
     from ..diffusion.chain import LearnedVariance
@@ -51,7 +53,7 @@ def reflow(
         raise UserError(f"--out {str(out)!r} is no .safetensors file: name one, such as pairs.safetensors.")
     if out.exists():
         raise UserError(f"{str(out)!r} is there already: name another file, or remove it first.")
-    loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_))
+    loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_), ema)
     model = loaded.model
     if isinstance(model, LearnedVariance):
         raise UserError(
@@ -75,7 +77,8 @@ def reflow(
             " or train the run longer."
         )
     told = plain_options(options)
-    note = {"run": str(run), "step": loaded.step, "seed": seed, "label": list(label), "options": told}
+    note = {"run": str(run), "step": loaded.step, "ema": loaded.average, "seed": seed, "label": list(label)}
+    note["options"] = told
     _write(out, x, _start(model, n, seed, x), cond, note)
     text = f"{n} pairs of noise and samples of {asked} (seed {seed}, step {loaded.step}) in {out}"
     following = _following(loaded.page.get("recipe") or {}, out)

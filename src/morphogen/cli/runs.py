@@ -98,7 +98,12 @@ def show(context: Context, run: Path) -> None:
         from .evaluate import described
 
         text += "\n\n" + described(evaluation)
-    fields = {**about, "arguments": arguments, "result": result, "evaluation": evaluation}
+    averages = receipts.read_json(run / "averages.json").get("averages")
+    if averages:
+        from .evaluate import compared
+
+        text += "\n\n" + compared(averages)
+    fields = {**about, "arguments": arguments, "result": result, "evaluation": evaluation, "averages": averages}
     context.tell.answer("run", fields, text)
 
 

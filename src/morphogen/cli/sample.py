@@ -61,6 +61,7 @@ def sample(
     out: Path | None = None,
     columns: int | None = None,
     checkpoint: str = "newest",
+    ema: str | None = None,
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
@@ -74,8 +75,9 @@ def sample(
     of these).
     seed: sample i is a function of the seed and i. out: FILE.png for one picture of all, FILE.npy for the numbers, else
     a folder for a file each (default: drawn-SEED.png in the run). columns: samples in a row of the picture.
-    checkpoint: newest, best (by the held-out metric) or a step. device: cpu, cuda, …. with_: files that define classes
-    of yours which the run uses.
+    checkpoint: newest, best (by the held-out metric) or a step. ema: which averaged weights, by decay or length, or
+    live (default: the run's first average). device: cpu, cuda, …. with_: files that define classes of yours which the
+    run uses.
     """
     from ..core import Samples, can
     from ..experiment import draw
@@ -92,7 +94,7 @@ def sample(
     if solvers and path.suffix in ("", ".npy"):
         raise UserError(f"--solvers makes one picture of all, and {str(path)!r} is none: give --out FILE.png.")
     modules = recipes.load_files(with_)
-    loaded = load_run(context, run, checkpoint, device, modules)
+    loaded = load_run(context, run, checkpoint, device, modules, ema)
     if not can(loaded.model, Samples):
         raise UserError(f"A {type(loaded.model).__name__} cannot sample: `morphogen evaluate {run}` measures it.")
     asking = {"--negative": negative, "--weak": weak, "--solvers": solvers, "--film": film}
@@ -138,8 +140,10 @@ def sample(
     where = path if path.suffix else f"{len(files)} files in {path}"
     settings = "".join(f", {k} {v}" for k, v in options.items() if k != "solver" or not solvers)
     settings += f", by {', '.join(solvers)}" if solvers else ""
-    fields = {"n": n, "label": list(label), "seed": seed, "step": loaded.step, "options": plain_options(options)}
-    text = f"{n} samples of {asked} (seed {seed}, step {loaded.step}{settings}) drawn to {where}"
+    fields = {"n": n, "label": list(label), "seed": seed, "step": loaded.step, "ema": loaded.average}
+    fields["options"] = plain_options(options)
+    weights = f"step {loaded.step}" + (f", ema {loaded.average}" if ema is not None else "")
+    text = f"{n} samples of {asked} (seed {seed}, {weights}{settings}) drawn to {where}"
     text += f"; how they came about in {film}" if film else ""
     context.tell.answer("sampled", {**fields, "files": [str(f) for f in files]}, text)
 
@@ -236,7 +240,14 @@ def knows_labels(model: Any) -> bool:
     return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
 
 
-def load_run(context: Context, run: Path, checkpoint: str, device: str | None, modules: Sequence[ModuleType]) -> Run:
+def load_run(
+    context: Context,
+    run: Path,
+    checkpoint: str,
+    device: str | None,
+    modules: Sequence[ModuleType],
+    ema: str | None = None,
+) -> Run:
     """A run by the words of a command line."""
     from ..experiment import load, read_spec
     from ..recipes import names
@@ -247,7 +258,7 @@ def load_run(context: Context, run: Path, checkpoint: str, device: str | None, m
     if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
         raise unknown("checkpoint", checkpoint, ("newest", "best"), "(or give a step's number)")
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    return load(run, checkpoint=which, modules=modules, device=device, say=context.tell.note)
+    return load(run, checkpoint=which, ema=ema, modules=modules, device=device, say=context.tell.note)
 
 
 def options_of(context: Context, run: Run) -> dict[str, Any]:
