@@ -1,7 +1,7 @@
 """Diffusion on points of the plane whose density is known: every preset against the exact answer, in minutes.
 
-Recorded in docs/runs/points-*: on one core of an AMD EPYC, 55 to 134 s, the distance from the truth (KL) is 0.006 to 0.035
-nats on 8 and 25 Gaussians, and 0.081 on the checkerboard, whose edges no such net follows.
+Recorded in docs/runs/points-*, 55 to 134 s on one core of an AMD EPYC: the distance from the truth (KL) is 0.006 to
+0.035 nats on 8 and 25 Gaussians, and 0.081 on the checkerboard, whose edges no such net follows.
 """
 
 from __future__ import annotations
