@@ -344,6 +344,11 @@ def _cached_judge(context: Context, name: str) -> Run:
     from ..experiment import load
     from ..spec import build, spec
 
+    if cache().exists() and not cache().is_dir():
+        raise UserError(
+            f"The cache folder {str(cache())!r}, for the judge, is a file: name a folder in MORPHOGEN_CACHE, or give"
+            " --judge RUN."
+        )
     found = recipes.find(name)
     arguments = found.arguments({})
     graph = spec(found.build(arguments))

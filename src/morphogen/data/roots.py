@@ -17,12 +17,10 @@ from ..errors import UserError
 
 
 def cache() -> Path:
-    """The folder for files that can be made again. UserError where it is a file."""
-    chosen = os.environ.get("MORPHOGEN_CACHE")
-    folder = Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "morphogen").expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"The cache folder {str(folder)!r} is a file: name a folder in MORPHOGEN_CACHE.")
-    return folder
+    """The folder for files that can be made again."""
+    if chosen := os.environ.get("MORPHOGEN_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "morphogen"
 
 
 def keep(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
