@@ -18,7 +18,8 @@ pip install -qq --no-deps normflows nflows flow-matching torchcfm pythae
 # what needs torchvision lives apart: its only build is made for another torch, its compiled part does not load, and
 # transformers and diffusers would trip over it
 pip install -qq --no-deps --target "$folder/tv" "torchvision==0.28.*" denoising-diffusion-pytorch ema-pytorch \
-  pytorch-fid k-diffusion dctorch jsonmerge clean-fid clip-anytorch kornia kornia_rs torchsde trampoline einops
+  pytorch-fid k-diffusion dctorch jsonmerge clean-fid clip-anytorch kornia kornia_rs torchsde trampoline einops \
+  accelerate psutil
 got=$("$folder/bin/python" -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])')
 [ "$got" = "$torch" ] || { echo "The peers' packages replaced $torch by $got: remove $folder and install again." >&2; exit 1; }
 echo "Done. nanoGPT, CleanRL and EDM are not packages: clone them and say where with --checkout nanogpt=FOLDER."
