@@ -224,17 +224,17 @@ def torchvision_dir() -> None:
     Its compiled part is made for another torch and does not load; its Python part imports once the two operators
     that it registers a fake for have a schema.
     """
-    import torch
+    from torch import library
 
     folder = str(PEERS_ENV / "tv")
     if not os.path.isdir(folder):
         raise Absent("needs the torchvision folder of `make bench-env`")
     if folder not in sys.path:
         sys.path.append(folder)
-        library = torch.library.Library("torchvision", "DEF")
+        schemas = library.Library("torchvision", "DEF")
         for op in ("nms", "qnms"):
-            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torchvision_dir.library = library  # type: ignore[attr-defined]  # dropping it would undo the definitions
+            schemas.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torchvision_dir.schemas = schemas  # type: ignore[attr-defined]  # dropping it would undo the definitions
 
 
 def version(distribution: str) -> str:

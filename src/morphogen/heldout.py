@@ -44,7 +44,10 @@ class HeldOut(Remembers):
         return new < old if self.direction == "min" else new > old
 
     def measure(self, model: Model, items: Items, seed: int, device: torch.device) -> dict[str, float]:
-        """Every loss and log of the model's phases over the items, weighted by its own denominator."""
+        """Every loss and log of the model's phases over the items, weighted by its own denominator.
+
+        No weight wants a gradient meanwhile: a loss may differentiate by its input, and must not by a weight.
+        """
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
 

@@ -41,6 +41,9 @@ PLANE = ([[-1.2, 0.4], [0.9, 0.9], [0.2, -1.1]], [0.3, 0.5, 0.25], [0.3, 0.4, 0.
 OWN = {("ancestral", "edm"): G.LogSNR(1.0, 2.5e-5)}
 ALLOWED, EVALUATIONS = 0.02, {"langevin": 1000}
 NOISY, NOISY_SLOW = 1 << 15, 1 << 17
+MISSED = pytest.mark.xfail(
+    strict=True, reason="annealed Langevin has W1 of 0.023 to 0.027 in the plane: see docs/log.md"
+)
 
 
 class Counted(Mixture):
@@ -133,10 +136,10 @@ def test_with_noise(name, ground, n):
     ("ground", "name"),
     [("vp", name) for name in NOISELESS]
     + [
-        pytest.param(g, name, marks=pytest.mark.slow)
+        pytest.param(g, name, marks=[pytest.mark.slow, *([MISSED] if name == "langevin" else [])])
         for g in GROUND
         for name in SOLVERS
-        if (g != "vp" or name in WITH_NOISE) and name != "langevin"  # 0.018 to 0.034 at 1,000 to 4,000: a miss
+        if g != "vp" or name in WITH_NOISE
     ],
 )
 def test_in_the_plane(ground, name):

@@ -8,6 +8,7 @@ likelihood is measured by that too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -354,12 +355,10 @@ def _cached_judge(context: Context, name: str) -> Run:
     graph = spec(found.build(arguments))
     path = cache() / "judges" / f"{name}-{hashlib.sha256(json.dumps(graph).encode()).hexdigest()[:12]}"
     experiment = build(graph, seed=0)
-    try:
+    with contextlib.suppress(UserError):  # it is not there, or not whole
         run = load(path)
         if run.step == experiment.trainer.steps:
             return run
-    except UserError:
-        pass  # not there, or not whole: train it (again)
     context.tell.note(f"Training the judge, {name}, once into {path} …")
     note = {"name": name, "arguments": arguments}
     return fit_run(context, experiment, path, 0, "cpu", note, found.file)

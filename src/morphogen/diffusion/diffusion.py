@@ -139,7 +139,7 @@ class Diffusion(Model, Field):
         steps: number of steps, instead of the model's own (50 with another solver where that has an adaptive one).
         solver: instead of the model's own, an object or its name in `solvers.py`, such as heun or ddim.
         grid: of times, instead of the model's own, an object or its name in `grid.py`, such as karras or uniform; the
-            name of the model's own kind of grid means that one, on the scale of its data.
+            name of the model's own kind of grid means that one, with its own ends.
         watch: told every state on the way, as watch(t, x (n, *shape)).
         Raises UserError for conditions of another number, unknown names, fewer steps than 1, and guidance that was not
         trained for.

@@ -119,7 +119,9 @@ def edm(
     """EDM: σ from 0.002 to 80, log σ ~ N(−1.2, 1.2²) in training; samples by Heun on Karras' grid, 18 steps, 35
     evaluations.
 
-    sigma_data: the data's standard deviation. `cond["t"]` is scale · log(σ) / 4.
+    sigma_data: the data's standard deviation. The noise levels are the paper's whatever it is, and made for 0.5: data
+        are best brought there.
+    `cond["t"]` is scale · log(σ) / 4.
     """
     sampler = Sampler(heun, Karras(), 18)
     return Diffusion(net, shape, Exploding(), EDM(sigma_data, scale), LogNormal(), sampler, drop=drop)
