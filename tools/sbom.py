@@ -1,6 +1,6 @@
 """The software bill of materials of a release, as CycloneDX JSON: made by `cyclonedx-bom` from the lock, which says of
-each package its version and the SHA-256 of its files, and completed by what the lock says beside it: who needs whom, and
-what only extras bring.
+each package its version and the SHA-256 of its files, and completed by what the lock says beside it: who needs whom,
+and what only extras bring.
 
     python tools/sbom.py requirements.txt requirements-all.txt dist/morphogen.cdx.json
 

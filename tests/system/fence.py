@@ -3,9 +3,9 @@
     python fence.py '{"inside": ["/run", "/cache"], "steps": {"import": "import morphogen", …}}'
 
 prints one JSON line: {"steps": {"import": {"did": [...], "raised": null}, …}, "kernel": true}. Two watchers: an audit
-hook, which hears of everything that Python code does, before it is done; and, on a Linux that has it, Landlock, by which
-the kernel refuses compiled code as well (safetensors writes its files from Rust) every write that is not `inside` and
-every TCP connection. What is refused raises, and so is seen too.
+hook, which hears of everything that Python code does, before it is done; and, on a Linux that has it, Landlock, by
+which the kernel refuses compiled code as well (safetensors writes its files from Rust) every write that is not `inside`
+and every TCP connection. What is refused raises, and so is seen too.
 """
 
 from __future__ import annotations

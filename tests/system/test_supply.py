@@ -185,7 +185,7 @@ def test_import_train_sample_evaluate_and_load_stay_inside(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_compiled_training_leaves_headers_alone_outside(tmp_path: Path) -> None:
-    """torch.compile starts a compiler; torch keeps the headers that it compiles for it in the temporary folder always."""
+    """torch.compile starts a compiler, whose compiled headers torch keeps in the temporary folder whatever it is told."""
     code = (
         "import torch\nfrom morphogen.device import choose_device, compiler_works\nchoose_device('cpu')\n"
         "assert compiler_works()\nnet = torch.nn.Linear(4, 4)\nnet.compile()\nnet(torch.ones(2, 4)).sum().backward()"
@@ -234,7 +234,10 @@ def test_planted_breaches_are_found_and_what_is_inside_is_not(tmp_path: Path) ->
 
 def test_the_kernel_stops_compiled_code_too(tmp_path: Path) -> None:
     """safetensors writes from Rust, of which no audit hook hears."""
-    code = "import os, torch\nfrom safetensors.torch import save_file\nsave_file({{'x': torch.ones(1)}}, os.environ[{!r}] + '/x')"
+    code = (
+        "import os, torch\nfrom safetensors.torch import save_file\n"
+        "save_file({{'x': torch.ones(1)}}, os.environ[{!r}] + '/x')"
+    )
     found, kernel = outside(tmp_path, {"inside": code.format("MORPHOGEN_CACHE"), "outside": code.format("HOME")})
     if not kernel:
         pytest.skip("this kernel has no Landlock, so compiled code is not watched")

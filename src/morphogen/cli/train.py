@@ -179,9 +179,9 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
     """A folder for trials, in the cache; where that cannot be written, among the system's temporary ones."""
-    folder: Path | None = cache() / "trials"
+    folder = cache() / "trials"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="morphogen-", dir=folder)
     except OSError:
-        folder = None
-    return tempfile.TemporaryDirectory(prefix="morphogen-", dir=folder)
+        return tempfile.TemporaryDirectory(prefix="morphogen-")

@@ -2,8 +2,8 @@
 
 The cache folder is MORPHOGEN_CACHE, else `$XDG_CACHE_HOME/morphogen`, else `~/.cache/morphogen`; data sets lie in its
 `data/`, what was decoded from them once, in its `decoded/`, the indices of pictures in its `indexed/`, what torch
-compiles in its `compiled/`, and trials, while they last, in its `trials/`. Nothing here downloads anything: `fetch` does,
-when it is asked to.
+compiles in its `compiled/`, and trials, while they last, in its `trials/`. Nothing here downloads anything: `fetch`
+does, when it is asked to.
 """
 
 from __future__ import annotations
