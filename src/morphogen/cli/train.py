@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.roots import cache
 from ..errors import UserError, unknown
 from . import recipe as recipes
 from .context import Context, data_root
@@ -177,5 +178,10 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder for trials."""
-    return tempfile.TemporaryDirectory(prefix="morphogen-")
+    """A folder for trials, in the cache; where that cannot be written, among the system's temporary ones."""
+    folder = cache() / "trials"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="morphogen-", dir=folder)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="morphogen-")
