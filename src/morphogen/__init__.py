@@ -39,7 +39,7 @@ _MODULES = (
 __all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
-    from . import core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
+    from . import autoregressive, core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
     from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError
