@@ -23,6 +23,7 @@ _HOME = {
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
+    "autoregressive",
     "core",
     "data",
     "diffusion",
