@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,12 +79,13 @@ def fit(
     context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
+    from ..disk import copy
     from ..experiment import write_spec
     from .receipts import begin
 
     write_spec(path, experiment, seed, note)
     if file.is_file() and not (path / "recipe.py").exists():
-        shutil.copyfile(file, path / "recipe.py")
+        copy(file, path / "recipe.py")
     begin(path, context.typed, device)
     return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
 
