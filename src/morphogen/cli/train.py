@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +35,19 @@ def train(
     run: Path | None = None,
     seed: int | None = None,
     device: str | None = None,
+    devices: int = 1,
+    on: str | None = None,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
     check: bool = False,
-) -> None:
+) -> int | None:
     """Train a recipe into a run folder, or continue the run that is there.
 
     recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
+    on: train on a Ray cluster, ray://HOST:PORT, or `ray` for one of this machine alone; --devices is then its workers.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
@@ -58,6 +63,11 @@ def train(
     from ..spec import build, modules_of, spec
 
     check_seed(seed)
+    path = run or Path("runs") / f"{found.short}-{seed}"
+    if on is not None:
+        if check:
+            raise UserError("--check tries a recipe on this machine: leave --on out.")
+        return _train_on(context, on, devices, device, path, [*with_, *([found.file] if ".py:" in found.name else [])])
     where = choose_device(device)
     with _root(data_root):
         made = found.build(arguments)
@@ -68,11 +78,44 @@ def train(
             from .check import check_everything
 
             check_everything(context, experiment, seed, str(where), found)
-            return
+            return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
-        path = run or Path("runs") / f"{found.short}-{seed}"
         done = fit(context, experiment, path, seed, str(where), note, found.file)
     _conclude(context, done, found, with_)
+    return None
+
+
+def _train_on(context: Context, on: str, workers: int, device: str | None, path: Path, files: list[Path]) -> int:
+    """Let the workers of a cluster do what was typed."""
+    from .. import cluster
+    from .rank import order
+
+    words = [*_without(_without(context.typed, "--on"), "--run"), "--run", str(path.absolute())]
+    words += ["--json"] * context.tell.machine
+    gpu = None if device is None else device.startswith("cuda")
+    command = ["-m", f"{__package__}.rank"]
+    ordered = cluster.Order(command, order(words, files, context.typed), os.getcwd(), path.absolute(), gpu)
+    faults: dict[int, str] = {}
+
+    def hear(rank: int, loud: bool, line: str) -> None:
+        if loud:
+            faults[rank] = line
+        if rank == 0:
+            print(line, file=sys.stderr if loud else sys.stdout, flush=True)
+
+    status = cluster.train(on, workers, ordered, hear, context.tell.note)
+    if status and faults and 0 not in faults:
+        print(next(iter(faults.values())), file=sys.stderr, flush=True)
+    return status
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """The words of a command line less a flag and its value."""
+    found = list(words)
+    while flag in found:
+        at = found.index(flag)
+        del found[at : at + 2]
+    return [word for word in found if not word.startswith(f"{flag}=")]
 
 
 def fit(
