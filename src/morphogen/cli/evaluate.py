@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..metrics.measure import Measure
 
 _JUDGES = {"Digits": "digits-classifier", "MNIST": "mnist-classifier", "CIFAR10": "cifar-classifier"}
+_BITS = {"log_prob": "bits/dim", "elbo": "bits/dim (bound)", "importance": "bits/dim (importance)"}
 _AUTOMATIC = ("Digits",)  # judges that are trained in seconds
 
 
@@ -41,6 +42,7 @@ def evaluate(
     n: int = 1000,
     judge: Path | None = None,
     likelihood: int = 0,
+    importance: int = 1000,
     seed: int = 0,
     checkpoint: str = "newest",
     ema: tuple[str, ...] = (),
@@ -55,14 +57,17 @@ def evaluate(
     run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
     unless flags say otherwise; 0 for the likelihood alone. judge: the run of a classifier that reads the samples
     (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
-    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples.
-    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live; several are compared
-    (default: the run's first average).
+    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance: how many draws of
+    its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a single one's bound
+    alone). seed: of the samples. checkpoint: newest, best or a step. ema: which averaged weights, by decay or length,
+    or live; several are compared (default: the run's first average).
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
     if n < 0 or n == 1:
         raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
+    if importance < 0:
+        raise UserError(f"--importance {importance} draws: take 1000, better 5000 (0: the bound of one draw alone).")
     if n == 0 and judge is not None:
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     with _root(data_root):
@@ -77,7 +82,16 @@ def evaluate(
             if len(ema) > 1:
                 context.tell.note(f"Average {loaded.average}:")
             pages.append(
-                measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, likelihood=likelihood)
+                measure_run(
+                    context,
+                    loaded,
+                    n=n,
+                    judge=reader,
+                    seed=seed,
+                    options=options,
+                    likelihood=likelihood,
+                    importance=importance,
+                )
             )
     from ..report import write
     from .receipts import write_json
@@ -103,6 +117,7 @@ def measure_run(
     seed: int,
     options: dict[str, Any],
     likelihood: int = 0,
+    importance: int = 1000,
 ) -> dict[str, Any]:
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
@@ -125,7 +140,7 @@ def measure_run(
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
     if likelihood:
-        found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, seed)
+        found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, importance, seed)
         measures |= found
     heldout = held_out(run, test)
     return page | {
@@ -166,7 +181,7 @@ def _device(run: Run) -> Any:
 
 
 def _likelihoods(
-    context: Context, run: Run, test: Items, n: int, seed: int
+    context: Context, run: Run, test: Items, n: int, draws: int, seed: int
 ) -> tuple[dict[str, Measure], dict[str, float]]:
     """Log-likelihood of n held-out items (nats), bits per dimension where x is quantised, and the distance from the
     truth where it is known; how long each took.
@@ -177,7 +192,8 @@ def _likelihoods(
 
     if n < -1 or n == 1:
         raise UserError(f"--likelihood {n} has no interval: take 2 or more test items, or -1 for all of them.")
-    methods = [method for method, protocol in METHODS.items() if can(run.model, protocol)]
+    options: dict[str, dict[str, int]] = {"importance": {"k": draws}}
+    methods = [m for m, protocol in METHODS.items() if can(run.model, protocol) and (draws or m != "importance")]
     if not methods:
         raise UserError(
             f"The run {str(run.path)!r} is a {type(run.model).__name__}, which has no likelihood and no bound of one:"
@@ -200,10 +216,11 @@ def _likelihoods(
                 seed=seed,
                 device=_device(run),
                 progress=progress,
+                options=options.get(method),
             )
         found[method], seconds[method] = said.nats, round(said.seconds, 3)
         if said.bits is not None:
-            found["bits/dim" if method == "log_prob" else "bits/dim (bound)"] = said.bits
+            found[_BITS[method]] = said.bits
         if isinstance(test, Drawn) and method == "log_prob":
             batch = each(test.take(said.items), lambda t: t.double() if t.is_floating_point() else t)
             told = batch["cond"] if knows_labels(run.model) else None  # the density of what the model was told

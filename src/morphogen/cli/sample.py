@@ -230,14 +230,14 @@ def _grids(run: Run) -> list[SampleGrid]:
 def knows_labels(model: Any) -> bool:
     """Whether a label can change what the model draws; False only of a net of the library built without classes."""
     from ..nets.dit import DiT
-    from ..nets.mlp import MLP
+    from ..nets.mlp import MLP, ResidualMLP
     from ..nets.patch import Patched
     from ..nets.unet import UNet
 
-    net = getattr(model, "net", None)
+    net = getattr(model, "net", None) or getattr(model, "decoder", None)
     while isinstance(net, Patched):
         net = net.net
-    return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
+    return not isinstance(net, MLP | ResidualMLP | UNet | DiT) or net.classes is not None
 
 
 def load_run(

@@ -1,0 +1,1 @@
+"""Latent-variable models: autoencoders, variational autoencoders, code books, and priors in their latent space."""
