@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.items import Tensors
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
     Diffusion,
@@ -33,18 +35,21 @@ from morphogen.diffusion.decoder import Normal
 from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
+from morphogen.flows import iaf, maf, realnvp
 from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
 from morphogen.latent.hierarchical import Ladder, Rung
 from morphogen.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian
 from morphogen.latent.objective import ELBO, IWAE, InfoVAE, Objective
-from morphogen.latent.posterior import Diagonal, Posterior
+from morphogen.latent.posterior import Diagonal, Flowed, Posterior
 from morphogen.latent.vae import VAE
+from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.dit import DiT
+from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
-from morphogen.testing import Everything, check_model
+from morphogen.testing import Everything, box, check_model
 
 from .throwaway import gan, kmeans, lm, ppo
 
@@ -106,6 +111,11 @@ def _autoencoder() -> Autoencoder:
     return Autoencoder(MLP(64, 4, 16, 1), MLP(4, 64, 16, 1), Gaussian((1, 8, 8)), 4, penalties=penalties)
 
 
+def _codes(*shape: int) -> Source:
+    codes = torch.arange(81)[:, None] // torch.tensor([27, 9, 3, 1]) % 3  # (81, 4)
+    return Shuffled(Tensors(codes.view(-1, *(shape or (2, 2))), {"label": torch.arange(81) % 4}), 12)
+
+
 MODELS: dict[str, Callable[[], Instance]] = {
     "ddpm": lambda: Instance(ddpm(_net(), (2,), steps=20), _ring(), {"steps": 4}),
     "edm": lambda: Instance(edm(_net(), (2,)), _ring(), {"steps": 3}),
@@ -130,6 +140,21 @@ MODELS: dict[str, Callable[[], Instance]] = {
         edm(_unet(dropout=0.1), (1, 8, 8)), _digits(), {"steps": 2, "solver": "euler", "guidance": 2.0}
     ),
     "dit": lambda: Instance(edm(_dit(), (1, 8, 8)), _digits(), {"steps": 2, "guidance": 2.0}),
+    "masked autoregressive flow": lambda: Instance(
+        maf(2, 2, (8,), classes=8, activation="tanh", bound=1.0, drop=0.1),
+        _ring(),
+        normalise=box(-15, 15, 2, points=300),
+    ),
+    "real nvp": lambda: Instance(
+        realnvp(2, 2, 4, 1, classes=8, activation="tanh", bound=0.5), _ring(), normalise=box(-15, 15, 2, points=300)
+    ),
+    "autoregressive": lambda: Instance(
+        Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2, classes=4), (2, 2), 3),
+        _codes(),
+        {"guidance": 2.0},
+        Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
+    ),
+    "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),
@@ -142,6 +167,9 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "iwae": lambda: Instance(_vae(IWAE(3)), _binary()),
     "info-vae": lambda: Instance(_vae(InfoVAE()), _binary()),
+    "vae, flow posterior": lambda: Instance(
+        _vae(ELBO(), Flowed(MLP(64, 11, 16, 1), iaf(4, 2, (8, 8), context=3), 4, context=3)), _binary()
+    ),
     "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
     "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
     "gan": lambda: _whole(gan),

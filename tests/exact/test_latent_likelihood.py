@@ -109,12 +109,12 @@ def test_normal_laws_are_those_of_torch():
     both = torch.randn(4, 4, 3)  # channels: means, then log-variances
     own = distributions.Normal(both[:, :2], (both[:, 2:] / 2).exp())
     torch.testing.assert_close(LAWS["heteroscedastic"].log_prob(x, both), own.log_prob(x).flatten(1).sum(1))
-    for law, h in ((law, h[:1]), (LAWS["heteroscedastic"], both[:1])):
-        n = 20_000
-        drawn = law.sample(h.expand(n, *h.shape[1:]), Noise.seeded(1, n))
-        torch.testing.assert_close(drawn.mean(0), law.mean(h)[0], atol=0.06, rtol=0)
-        wide = drawn.double() - law.mean(h).double()
-        variance = torch.full((2, 3), 0.49) if law.parts == 1 else both[0, 2:].exp()
+    n = 20_000
+    for own_law, said in ((law, h[:1]), (LAWS["heteroscedastic"], both[:1])):
+        drawn = own_law.sample(said.expand(n, *said.shape[1:]), Noise.seeded(1, n))
+        torch.testing.assert_close(drawn.mean(0), own_law.mean(said)[0], atol=0.06, rtol=0)
+        wide = drawn.double() - own_law.mean(said).double()
+        variance = torch.full((2, 3), 0.49) if own_law.parts == 1 else both[0, 2:].exp()
         torch.testing.assert_close(wide.square().mean(0).float(), variance, atol=0.02, rtol=0.06)
 
 
@@ -198,7 +198,7 @@ def test_bits_of_discrete_data_need_no_cells():
 
 
 def test_what_is_no_data_is_told():
-    with pytest.raises(UserError, match="0.2, which is none of the 2 values"):
+    with pytest.raises(UserError, match=r"0\.2, which is none of the 2 values"):
         Bernoulli((3,)).check(torch.full((2, 3), 0.2))
     with pytest.raises(UserError, match="scale x, or round it"):
         Categorical((3,), 4).check(torch.tensor([[0.0, 2.0, 1.0]]))

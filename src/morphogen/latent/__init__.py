@@ -1,1 +1,1 @@
-"""Latent-variable models: autoencoders, variational autoencoders, code books, and priors in their latent space."""
+"""Latent-variable models, and the tools of the latent space."""
