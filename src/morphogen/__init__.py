@@ -22,12 +22,24 @@ _HOME = {
     "average": ("EMA", "PowerEMA"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("core", "data", "diffusion", "metrics", "nets", "optim", "recipes", "spec", "supervised", "testing")
+_MODULES = (
+    "core",
+    "data",
+    "diffusion",
+    "flows",
+    "metrics",
+    "nets",
+    "optim",
+    "recipes",
+    "spec",
+    "supervised",
+    "testing",
+)
 
 __all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
-    from . import core, data, diffusion, metrics, nets, optim, recipes, spec, supervised, testing
+    from . import core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
     from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError

@@ -7,7 +7,7 @@ default generator with fold(seed, step, rank), so nothing random is saved and an
 
 With pieces i of a batch (`micro`) and denominators k, what is differentiated is the sum over i, k of
     value[i][k] * counts[i][k] / sum_j counts[j][k],
-the whole batch's own gradient whatever the split.
+the whole batch's own gradient whatever the split. So a turn that runs out of memory is taken again in smaller pieces.
 
 NaN and Inf: loss and gradient norm of every turn are watched on the device. On a CPU they are read before the
 optimiser moves. Elsewhere the update is switched off on the device where they are not finite, and the flag is read
@@ -31,7 +31,7 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .errors import UserError, unknown
+from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
@@ -54,7 +54,8 @@ class Trainer(Remembers):
 
     steps: how many steps. optim: one maker of optimisers, or one per `trains` name of the model's phases
     (`{"generator": AdamW(2e-4), "critic": AdamW(1e-4)}`; several names of one phase joined by "+").
-    micro: samples per piece of a batch: less memory, the same gradient. clip: largest gradient norm.
+    micro: samples per piece of a batch: less memory, the same gradient; where memory runs out smaller
+    ones are taken. clip: largest gradient norm.
     dtype: "float32", or "bfloat16" for autocast in the forward pass. ema: averaged weights for sampling; of several the
     first is what pictures, held-out data and `load` take unless told otherwise.
     heldout: what to measure on held-out data and how often. hooks: what else to do now and then (pictures).
@@ -157,6 +158,7 @@ class Training:
         self.checkpoints = Checkpoints(run, trainer.keep)
         self.log = Log(run / "log.jsonl")
         self.averages = averages(trainer.ema, self.model)
+        self.micro = trainer.micro  # or less, where memory ran out
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
         self.signal = 0
@@ -164,6 +166,7 @@ class Training:
         self.names = {p: n for n, p in model.named_parameters()}
         self.turns = self._turns(model.phases())
         self._all = [p for p in model.parameters() if p.requires_grad]
+        self._buffers = list(model.buffers())
         self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
         self._suspect: Suspect | None = None
         self._cpu = device.type == "cpu"
@@ -347,7 +350,7 @@ class Training:
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
-        said = self.backward(turn, batch)
+        said = self._fitting(step, turn, batch)
         grads = [p.grad for p in turn.params if p.grad is not None]
         if not grads:
             raise self._no_gradient(turn)
@@ -372,6 +375,45 @@ class Training:
             for key, part in said.value.items():
                 self.log.tally(f"{name}loss.{key}", part)
         return said
+
+    def _fitting(self, step: int, turn: Turn, batch: Batch) -> Loss:
+        """`backward`, in pieces of half the size until they fit into memory: the same gradient, said once."""
+        before, versions = self.micro, [b._version for b in self._buffers]
+        while True:
+            try:
+                said = self.backward(turn, batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                fault = self._smaller(turn, batch, versions == [b._version for b in self._buffers])
+            if fault:  # out of the except clause: its traceback holds what is in memory
+                raise fault
+            for p in turn.params:
+                p.grad = None
+            if not self._cpu:
+                torch.accelerator.empty_cache()
+            self.reseed(step)
+        if self.micro != before:
+            self.voice.say(
+                f"Memory ran out at step {step}: batches are taken in pieces of {self.micro} from here on, which"
+                f" changes no gradient (Trainer(micro={self.micro}) does so from the start)."
+            )
+        return said
+
+    def _smaller(self, turn: Turn, batch: Batch, untouched: bool) -> UserError | None:
+        """Halve the pieces; where that cannot help, why not. untouched: the failed pass has changed no buffer."""
+        pieces = min(self.micro or size(batch), size(batch))
+        why = None
+        if not self.model.counts(batch):
+            why = "its loss is over the whole batch at once: take a smaller batch or net, or recompute=True."
+        elif not untouched:
+            why = "its forward pass changes buffers, so it is not taken again: set Trainer(micro=…), or a smaller net."
+        elif pieces == 1:
+            why = "and one sample alone does not fit: take a smaller net, or Trainer(recompute=True)."
+        else:
+            self.micro = pieces // 2
+        return UserError(f"Memory ran out in phase {turn.name!r}, {why}") if why else None
 
     def backward(self, turn: Turn, batch: Batch) -> Loss:
         """Gradients of what the turn trains over the whole batch; what the phase said, detached."""
@@ -436,7 +478,7 @@ class Training:
         )
 
     def _pieces(self, batch: Batch) -> list[Batch]:
-        micro, n = self.trainer.micro, size(batch)
+        micro, n = self.micro, size(batch)
         if micro is None or micro >= n:
             return [batch]
         return [each(batch, lambda t, i=i: t[i : i + micro]) for i in range(0, n, micro)]  # type: ignore[misc]
@@ -561,6 +603,7 @@ class Training:
                 "heard": {k: list(v) for k, v in self.heard.items()},
                 "best": self.best,
                 "stop_early": self.stop_early,
+                "micro": self.micro,
                 "tally": self.log.state(),
             },
         }
@@ -612,6 +655,7 @@ class Training:
             for k, (v, logs, seen) in loop["heard"].items()
         }
         self.best, self.stop_early = loop["best"], loop["stop_early"]
+        self.micro = loop.get("micro", self.micro)  # checkpoints before version 0.3 do not say it
         self.log.restore(loop["tally"])
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:

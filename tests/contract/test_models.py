@@ -33,12 +33,13 @@ from morphogen.diffusion.decoder import Normal
 from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
+from morphogen.flows import maf, realnvp
 from morphogen.nets.dit import DiT
 from morphogen.nets.mlp import MLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
-from morphogen.testing import Everything, check_model
+from morphogen.testing import Everything, box, check_model
 
 from .throwaway import gan, kmeans, lm, ppo
 
@@ -105,6 +106,14 @@ MODELS: dict[str, Callable[[], Instance]] = {
         edm(_unet(dropout=0.1), (1, 8, 8)), _digits(), {"steps": 2, "solver": "euler", "guidance": 2.0}
     ),
     "dit": lambda: Instance(edm(_dit(), (1, 8, 8)), _digits(), {"steps": 2, "guidance": 2.0}),
+    "masked autoregressive flow": lambda: Instance(
+        maf(2, 2, (8,), classes=8, activation="tanh", bound=1.0, drop=0.1),
+        _ring(),
+        normalise=box(-15, 15, 2, points=300),
+    ),
+    "real nvp": lambda: Instance(
+        realnvp(2, 2, 4, 1, classes=8, activation="tanh", bound=0.5), _ring(), normalise=box(-15, 15, 2, points=300)
+    ),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..data.table import names as data_sets
-from ..errors import UserError, unknown
+from ..errors import UserError, out_of_memory, unknown
 from ..recipes import names as recipe_names
 from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
 from .context import Context
@@ -108,7 +108,7 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
         )
     if isinstance(error, UserError):
         return str(error), NOT_FINITE if kind == "NotFinite" else MISTAKE
-    if recipe.out_of_memory(error):
+    if out_of_memory(error):
         return "Memory ran out: take a smaller batch, Trainer(micro=…) or a smaller net.", MISTAKE
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{str(error.filename)!r}" if error.filename else "a file"

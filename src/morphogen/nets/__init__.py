@@ -4,6 +4,7 @@ from .attention import SelfAttention
 from .conv import Downsample, ResidualBlock, Upsample
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
+from .masked import MADE
 from .mlp import MLP
 from .patch import Patched
 from .resnet import Reader, ResNet, SpeedNet
@@ -11,6 +12,7 @@ from .transformer import Attention, CrossAttention, FeedForward
 from .unet import UNet
 
 __all__ = [
+    "MADE",
     "MLP",
     "Attention",
     "ClassEmbedding",

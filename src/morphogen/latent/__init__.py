@@ -1,0 +1,1 @@
+"""Latent-variable models, and the tools of the latent space."""
