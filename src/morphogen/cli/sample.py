@@ -229,6 +229,7 @@ def _grids(run: Run) -> list[SampleGrid]:
 
 def knows_labels(model: Any) -> bool:
     """Whether a label can change what the model draws; False only of a net of the library built without classes."""
+    from ..latent import Latent
     from ..nets.causal import CausalTransformer
     from ..nets.dit import DiT
     from ..nets.masked import MADE
@@ -236,7 +237,7 @@ def knows_labels(model: Any) -> bool:
     from ..nets.patch import Patched
     from ..nets.unet import UNet
 
-    net = getattr(model, "net", None)
+    net = getattr(model.prior if isinstance(model, Latent) else model, "net", None)
     while isinstance(net, Patched):
         net = net.net
     return not isinstance(net, MLP | MADE | UNet | DiT | CausalTransformer) or net.classes is not None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .encoded import Encoded as Encoded
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
@@ -57,6 +58,7 @@ _HOMES = {
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
     ),
     "digits": ("Digits",),
+    "encoded": ("Encoded",),
     "items": ("Pairs", "Stored", "Tensors"),
     "listing": ("index",),
     "mnist": ("MNIST", "FashionMNIST", "read_idx"),
