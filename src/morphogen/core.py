@@ -247,6 +247,24 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class Infers(Protocol):
+    """A codec whose latents have a law given x. Who asks: latent priors, for training and for their bound."""
+
+    def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
+        """A draw z of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: with log p(z) of any prior, its bound."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A codec that loses nothing and has a Jacobian. Who asks: latent priors, for their exact density."""
+
+    def transform(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """z of x, and log |det dz/dx| (B,), nats."""
+        ...
+
+
+@runtime_checkable
 class Field(Protocol):
     """Knows the data behind noise. Who asks: solvers, guidance, likelihoods."""
 

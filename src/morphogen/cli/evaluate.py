@@ -288,9 +288,10 @@ class _Seen(NamedTuple):
 
 
 def _seen(run: Run, test: Items) -> _Seen:
-    """What the run was trained on, from under the sources that augment or pair it; of a density, other draws."""
+    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
     from ..data.augment import Augmented
     from ..data.densities import Drawn, Fresh
+    from ..data.encoded import Encoded
     from ..data.source import Shuffled
     from ..diffusion.coupling import OptimalTransport
 
@@ -305,7 +306,8 @@ def _seen(run: Run, test: Items) -> _Seen:
             f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
             " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
         )
-    return _Seen(source.items, recorded=True)
+    items = source.items.items if isinstance(source.items, Encoded) else source.items
+    return _Seen(items, recorded=True)
 
 
 def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:

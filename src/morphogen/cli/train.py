@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..data.roots import cache
@@ -48,8 +49,11 @@ def train(
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
-    recipes.load_files(with_)
+    modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
+        if not context.rest and seed is None and not check:
+            _continue(context, run, modules, device, data_root, with_)
+            return
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
     seed = 0 if seed is None else seed
@@ -72,7 +76,27 @@ def train(
         note = {"name": found.name, "arguments": _noted(found, arguments)}
         path = run or Path("runs") / f"{found.short}-{seed}"
         done = fit(context, experiment, path, seed, str(where), note, found.file)
-    _conclude(context, done, found, with_)
+    _conclude(context, done, (*with_, *([found.file] if ".py:" in found.name else [])))
+
+
+def _continue(
+    context: Context,
+    run: Path,
+    modules: list[ModuleType],
+    device: str | None,
+    data_root: Path | None,
+    files: tuple[Path, ...],
+) -> None:
+    """Continue a run as its spec.json says: what its recipe read (another run, a file of pairs) may be gone by now."""
+    from ..device import choose_device
+    from ..spec import build
+
+    page = _page(run)
+    where, seed = str(choose_device(device)), int(page["seed"])
+    with _root(data_root):
+        experiment = build(page["experiment"], modules=modules, assets=run / "assets", seed=seed)
+        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py")
+    _conclude(context, done, files)
 
 
 def fit(
@@ -131,15 +155,14 @@ def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
     return {f.name: plain(arguments[f.name]) for f in found.flags}
 
 
-def _conclude(context: Context, run: Run, found: Recipe, with_: tuple[Path, ...]) -> None:
+def _conclude(context: Context, run: Run, files: tuple[Path, ...]) -> None:
     from ..report import write
     from .receipts import conclude
 
     result = conclude(run)
     report = write(run.path)
     pictures = sorted((run.path / "samples").glob("*.png"))
-    own = [*with_, *([found.file] if ".py:" in found.name else [])]
-    following = next_commands(run, own)
+    following = next_commands(run, list(files))
     places = {"run": str(run.path), "picture": str(pictures[-1]) if pictures else None, "report": str(report)}
     lines = [
         _story(result),
