@@ -23,6 +23,7 @@ _HOME = {
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
+    "autoregressive",
     "core",
     "data",
     "diffusion",
@@ -39,7 +40,7 @@ _MODULES = (
 __all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
-    from . import core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
+    from . import autoregressive, core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
     from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from .disk import make, write
 from .errors import UserError, unknown
 from .spec import Json, Remembers, adopt_assets, build, differences, modules_of, spec
 
@@ -76,7 +77,6 @@ class Experiment(Remembers):
 def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None) -> None:
     """Write `spec.json`, or hold the one that is there against the experiment."""
     from . import __version__
-    from .checkpoint import write
 
     check_seed(seed)
     if run.exists() and not run.is_dir():
@@ -87,7 +87,7 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         leftovers = {"assets", "spec.json.partial"}  # of a kill during the lines below
         if run.is_dir() and not path.exists() and any(p.name not in leftovers for p in run.iterdir()):
             raise UserError(f"The folder {str(run)!r} is not empty and holds no run: name another one (--run FOLDER).")
-        run.mkdir(parents=True, exist_ok=True)
+        make(run)
         adopt_assets(graph, run / "assets")
         page = {"format": FORMAT, "morphogen": __version__, "seed": seed, "recipe": recipe, "experiment": graph}
         write(path, json.dumps(page, indent=1) + "\n")

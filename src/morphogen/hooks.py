@@ -7,12 +7,14 @@ no hook can change training. A voice is how progress is told: a bar, plain lines
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
+from .disk import make, write
 from .experiment import draw
 from .spec import Remembers
 
@@ -53,9 +55,10 @@ class SampleGrid(Remembers):
         cond = space.cond(self.n, **self.wishes) if self.wishes else None
         x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
         folder = training.run / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{training.step:08d}.png"
-        space.show(x.cpu(), self.columns).save(path)
+        make(folder)
+        path, png = folder / f"{training.step:08d}.png", io.BytesIO()
+        space.show(x.cpu(), self.columns).save(png, "PNG")
+        write(path, png.getvalue())
         at = round(training.log.seconds, 3)
         training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
         training.voice.picture(training.step, str(path))

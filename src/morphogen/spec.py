@@ -15,13 +15,13 @@ import importlib
 import inspect
 import itertools
 import math
-import shutil
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .disk import copy, make
 from .errors import UserError
 
 Json = Any
@@ -165,11 +165,9 @@ def adopt_assets(graph: Json, folder: Path) -> None:
         source = Path(args["path"])
         mark = f"{args['sha256'][:16]}-"
         target = folder / (mark + source.name.removeprefix(mark))
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         if not target.exists():
-            partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+            copy(source, target)
         args["path"] = target.name
 
 

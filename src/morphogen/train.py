@@ -31,6 +31,7 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
+from .disk import make
 from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights
 from .heldout import HeldOut
@@ -224,7 +225,7 @@ class Training:
 
     def begin(self) -> None:
         """Start afresh, or continue what the run folder holds; says which."""
-        self.run.mkdir(parents=True, exist_ok=True)
+        make(self.run)
         self._claim = claim(self.run)
         self.source.start(Place(self.rank, 1, self.device, self.seed))
         self._prepare_nets()

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.items import Tensors
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
     Diffusion,
@@ -34,7 +36,9 @@ from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
 from morphogen.flows import maf, realnvp
+from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.dit import DiT
+from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
@@ -82,6 +86,11 @@ def _digits() -> Source:
     return Shuffled(Digits("train"), 7)
 
 
+def _codes(*shape: int) -> Source:
+    codes = torch.arange(81)[:, None] // torch.tensor([27, 9, 3, 1]) % 3  # (81, 4)
+    return Shuffled(Tensors(codes.view(-1, *(shape or (2, 2))), {"label": torch.arange(81) % 4}), 12)
+
+
 MODELS: dict[str, Callable[[], Instance]] = {
     "ddpm": lambda: Instance(ddpm(_net(), (2,), steps=20), _ring(), {"steps": 4}),
     "edm": lambda: Instance(edm(_net(), (2,)), _ring(), {"steps": 3}),
@@ -114,6 +123,13 @@ MODELS: dict[str, Callable[[], Instance]] = {
     "real nvp": lambda: Instance(
         realnvp(2, 2, 4, 1, classes=8, activation="tanh", bound=0.5), _ring(), normalise=box(-15, 15, 2, points=300)
     ),
+    "autoregressive": lambda: Instance(
+        Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2, classes=4), (2, 2), 3),
+        _codes(),
+        {"guidance": 2.0},
+        Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
+    ),
+    "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),

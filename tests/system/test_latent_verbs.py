@@ -1,4 +1,4 @@
-"""The verbs of the latent space, on a linear autoencoder: what they write, what they measure, what they tell machines."""
+"""The verbs of the latent space on a linear autoencoder: what they write, measure and tell machines."""
 
 from __future__ import annotations
 

@@ -105,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        return _fail("Stopped by Ctrl-C.", 128 + signal.SIGINT, debug, machine)
+        try:
+            return _fail("Stopped by Ctrl-C.", 128 + signal.SIGINT, debug, machine)
+        except KeyboardInterrupt:  # asked twice
+            return 128 + signal.SIGINT
     except Exception as error:
         sentence, code = _judge(error, words)
         return _fail(sentence, code, debug, machine)

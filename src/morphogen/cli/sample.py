@@ -229,7 +229,9 @@ def _grids(run: Run) -> list[SampleGrid]:
 
 def knows_labels(model: Any) -> bool:
     """Whether a label can change what the model draws; False only of a net of the library built without classes."""
+    from ..nets.causal import CausalTransformer
     from ..nets.dit import DiT
+    from ..nets.masked import MADE
     from ..nets.mlp import MLP
     from ..nets.patch import Patched
     from ..nets.unet import UNet
@@ -237,7 +239,7 @@ def knows_labels(model: Any) -> bool:
     net = getattr(model, "net", None)
     while isinstance(net, Patched):
         net = net.net
-    return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
+    return not isinstance(net, MLP | MADE | UNet | DiT | CausalTransformer) or net.classes is not None
 
 
 def load_run(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.roots import cache
 from ..errors import UserError, unknown
 from . import recipe as recipes
 from .context import Context, data_root
@@ -79,12 +79,13 @@ def fit(
     context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
+    from ..disk import copy
     from ..experiment import write_spec
     from .receipts import begin
 
     write_spec(path, experiment, seed, note)
     if file.is_file() and not (path / "recipe.py").exists():
-        shutil.copyfile(file, path / "recipe.py")
+        copy(file, path / "recipe.py")
     begin(path, context.typed, device)
     return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
 
@@ -177,5 +178,10 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder for trials."""
-    return tempfile.TemporaryDirectory(prefix="morphogen-")
+    """A folder for trials, in the cache; where that cannot be written, among the system's temporary ones."""
+    folder = cache() / "trials"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="morphogen-", dir=folder)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="morphogen-")
