@@ -21,7 +21,23 @@ from .. import __version__
 from ..data.table import names as data_sets
 from ..errors import UserError, out_of_memory, unknown
 from ..recipes import names as recipe_names
-from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
+from . import (
+    anomaly,
+    completion,
+    data,
+    directions,
+    doctor,
+    evaluate,
+    interpolate,
+    map,
+    recipe,
+    reconstruct,
+    reflow,
+    restore,
+    runs,
+    sample,
+    train,
+)
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -56,6 +72,12 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
     "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),
+    "reconstruct": Verb(reconstruct.reconstruct),
+    "interpolate": Verb(interpolate.interpolate),
+    "directions": Verb(directions.directions),
+    "map": Verb(map.map_),
+    "anomaly": Verb(anomaly.anomaly),
+    "restore": Verb(restore.restore),
     "data": {"list": Verb(data.list_), "show": Verb(data.show), "get": Verb(data.get)},
     "runs": {
         "list": Verb(runs.list_),
