@@ -33,16 +33,19 @@ def train(
     run: Path | None = None,
     seed: int | None = None,
     device: str | None = None,
+    devices: int = 1,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
     check: bool = False,
-) -> None:
+) -> int | None:
     """Train a recipe into a run folder, or continue the run that is there.
 
     recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
+    devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
+    batch shared out among them.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
@@ -55,10 +58,14 @@ def train(
     seed = 0 if seed is None else seed
     from ..device import choose_device
     from ..experiment import check_seed
+    from ..parallel import join, joins
     from ..spec import build, modules_of, spec
 
     check_seed(seed)
     where = choose_device(device)
+    if devices != 1 and not joins():
+        return _launch(context, devices, where.type)
+    ranks = join()
     with _root(data_root):
         made = found.build(arguments)
         # what is trained is what spec.json builds: weights are a function of the spec and the seed alone
@@ -68,11 +75,25 @@ def train(
             from .check import check_everything
 
             check_everything(context, experiment, seed, str(where), found)
-            return
+            return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
         path = run or Path("runs") / f"{found.short}-{seed}"
         done = fit(context, experiment, path, seed, str(where), note, found.file)
-    _conclude(context, done, found, with_)
+    ranks.once(lambda: _conclude(context, done, found, with_))
+    return None
+
+
+def _launch(context: Context, devices: int, kind: str) -> int:
+    """Start this very command once for each device."""
+    import torch
+
+    from ..parallel import launch
+
+    there = torch.cuda.device_count()
+    if devices < 1 or (kind == "cuda" and devices > there):
+        most = f"1 to {there}, the GPUs of this machine" if kind == "cuda" else "1 or more"
+        raise UserError(f"--devices {devices} cannot be had: give {most}.")
+    return launch(devices, ["-m", "morphogen", *context.typed, *context.tell.words])
 
 
 def fit(
@@ -80,12 +101,16 @@ def fit(
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..experiment import write_spec
+    from ..parallel import join
     from .receipts import begin
 
-    write_spec(path, experiment, seed, note)
-    if file.is_file() and not (path / "recipe.py").exists():
-        shutil.copyfile(file, path / "recipe.py")
-    begin(path, context.typed, device)
+    def prepare() -> None:
+        write_spec(path, experiment, seed, note)
+        if file.is_file() and not (path / "recipe.py").exists():
+            shutil.copyfile(file, path / "recipe.py")
+        begin(path, context.typed, device)
+
+    join().once(prepare)
     return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
 
 
