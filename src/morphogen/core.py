@@ -481,23 +481,29 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 class Everyone:
-    """How a method says "over the whole batch": the identity in one process."""
+    """How a method says "over the whole batch": the identity in one process.
+
+    through: who answers where there are several ranks; set by `parallel.join`. Each is right under autograd: the
+    gradient that one rank's loss has by another's tensor reaches its owner.
+    """
+
+    through: Everyone | None = None
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of x over ranks."""
-        return x
+        return x if self.through is None else self.through.sum(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean of x over ranks."""
-        return x
+        return x if self.through is None else self.through.mean(x)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x (B, ...) of every rank, concatenated (B * ranks, ...)."""
-        return x
+        """x (B, ...) of every rank, concatenated in their order; B may differ."""
+        return x if self.through is None else self.through.gather(x)
 
     def any(self, x: Tensor) -> Tensor:
         """Whether x is true on some rank."""
-        return x
+        return x if self.through is None else self.through.any(x)
 
 
 everyone = Everyone()

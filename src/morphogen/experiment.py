@@ -68,8 +68,10 @@ class Experiment(Remembers):
         arguments), noted in the run. until: stop after this step, as if interrupted.
         Raises UserError where the folder holds another experiment, naming the difference.
         """
+        from .parallel import join
+
         run = Path(run)
-        write_spec(run, self, seed, recipe)
+        join().once(lambda: write_spec(run, self, seed, recipe))
         self.trainer.fit(self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until)
         return load(run, modules=modules_of(self), device=device)
 

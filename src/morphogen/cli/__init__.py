@@ -98,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{word}\t{meaning}" if meaning else word)
         return OK
     debug, machine = "--debug" in words, "--json" in words
-    words = [w for w in words if w not in ("--debug", "--json")]
+    common = [w for w in words if w in ("--debug", "--json")]
+    words = [w for w in words if w not in common]
     try:
-        return _dispatch(words, Tell(machine))
+        return _dispatch(words, Tell(machine, common))
     except BrokenPipeError:  # the reader of a pipe has left: nothing to say to anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -111,12 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
     except Exception as error:
         sentence, code = _judge(error, words)
-        return _fail(sentence, code, debug, machine)
+        return _fail(sentence, code, debug, machine, type(error).__name__ == "Elsewhere")
 
 
-def _fail(sentence: str, code: int, debug: bool, machine: bool) -> int:
+def _fail(sentence: str, code: int, debug: bool, machine: bool, lost: bool = False) -> int:
     if debug:
         traceback.print_exc()
+    if "WORLD_SIZE" in os.environ:  # perhaps one of several processes
+        from ..parallel import part
+
+        sentence, code = part(sentence, code, lost)
+        if not sentence:
+            return code
     if machine:
         print(json.dumps({"event": "error", "text": sentence, "exit": code}), flush=True)
     print(sentence, file=sys.stderr, flush=True)
@@ -131,6 +138,10 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
             f"The training was {error}; the same command continues it: {_typed(words)}",
             128 + int(getattr(error, "signum", 0)),
         )
+    if kind == "Died":
+        return f"{error}; the last checkpoint stands, and the same command continues it: {_typed(words)}", UNEXPECTED
+    if kind == "Elsewhere":
+        return str(error), UNEXPECTED
     if isinstance(error, UserError):
         return str(error), NOT_FINITE if kind == "NotFinite" else MISTAKE
     if out_of_memory(error):

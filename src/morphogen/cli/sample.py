@@ -228,7 +228,7 @@ def _grids(run: Run) -> list[SampleGrid]:
 
 
 def knows_labels(model: Any) -> bool:
-    """Whether a label can change what the model draws; False only where a net says that it was built without classes."""
+    """Whether a label can change what the model draws; False only of a net that says that it has no classes."""
     from ..latent import Latent
     from ..nets.embed import ClassEmbedding
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 class Tell:
-    """Where the answers of a verb go. With `machine`, only JSON objects are printed, and no sentence twice."""
+    """Where the answers of a verb go. With `machine`, only JSON objects are printed, and no sentence twice.
 
-    def __init__(self, machine: bool = False) -> None:
-        self.machine = machine
+    words: the flags of every verb that were typed ("--json", "--debug").
+    """
+
+    def __init__(self, machine: bool = False, words: Sequence[str] = ()) -> None:
+        self.machine, self.words = machine, words
 
     def say(self, text: str) -> None:
         """A sentence."""
