@@ -41,7 +41,7 @@ Heard = list[tuple[bool, str]]  # (whether on stderr, the line)
 class Order(NamedTuple):
     """What each rank does: run `python COMMAND` in `cwd` where there is such a folder, with `text` as its input.
 
-    The process must end when its input does. run: its run folder, absolute. gpu: True, False, or None: if there are any.
+    The process must end when its input does. run: its run folder, absolute. gpu: whether each needs one; None: if any.
     """
 
     command: Sequence[str]
@@ -294,6 +294,7 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
                 " on a disk that all nodes share (--run FOLDER)."
             )
     shared = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": about[0]["node"], "MASTER_PORT": str(about[0]["port"])}
+    shared["MORPHOGEN_LAUNCHED"] = "1"  # as under `parallel.launch`: who is left says nothing of a death, we do
     given = list(order.command), order.text, order.cwd
     starting = [
         actor.start.remote(given, shared | {"RANK": str(rank), "LOCAL_RANK": "0"})  # its only GPU is its first

@@ -14,7 +14,7 @@ import torch
 import morphogen
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
-from morphogen.data.augment import Shift, Warp
+from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
 from morphogen.data.items import Tensors
@@ -35,11 +35,17 @@ from morphogen.diffusion.decoder import Normal
 from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
-from morphogen.flows import maf, realnvp
+from morphogen.flows import iaf, maf, realnvp
+from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
+from morphogen.latent.hierarchical import Ladder, Rung
+from morphogen.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian
+from morphogen.latent.objective import ELBO, IWAE, InfoVAE, Objective
+from morphogen.latent.posterior import Diagonal, Flowed, Posterior
+from morphogen.latent.vae import VAE
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.dit import DiT
 from morphogen.nets.masked import MADE
-from morphogen.nets.mlp import MLP
+from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
@@ -84,6 +90,25 @@ def _ring() -> Source:
 
 def _digits() -> Source:
     return Shuffled(Digits("train"), 7)
+
+
+def _binary() -> Source:
+    return Augmented(_digits(), (Binarise(),))
+
+
+def _vae(objective: Objective, posterior: Posterior | None = None, classes: int = 0) -> VAE:
+    if posterior is None:
+        posterior = Diagonal(ResidualMLP(64, 8, 16, 1, classes=classes), 4)
+    return VAE(posterior, MLP(4, 64, 16, 1, classes=classes), Bernoulli((1, 8, 8)), objective)
+
+
+def _ladder() -> Ladder:
+    return Ladder(Rung(MLP(64, 16, 16, 1), 16, 4, MLP(2, 8, 16, 1)), Rung(MLP(16, 16, 16, 1), 16, 2))
+
+
+def _autoencoder() -> Autoencoder:
+    penalties = (Contractive(), L1(0.1))
+    return Autoencoder(MLP(64, 4, 16, 1), MLP(4, 64, 16, 1), Gaussian((1, 8, 8)), 4, penalties=penalties)
 
 
 def _codes(*shape: int) -> Source:
@@ -134,6 +159,19 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),
     "noise-aware classifier": lambda: Instance(Classifier(_reader(), path=Linear()), _digits()),
+    "autoencoder": lambda: Instance(_autoencoder(), _digits()),
+    "vae, conditional": lambda: Instance(_vae(ELBO(2.0, warmup=10), classes=10), _binary()),
+    "vae, free bits": lambda: Instance(_vae(ELBO(free=0.1)), _binary()),
+    "vae, 17 levels": lambda: Instance(
+        VAE(Diagonal(MLP(64, 8, 16, 1), 4), MLP(4, 128, 16, 1), DiscretisedLogistic((1, 8, 8), 17)), _digits()
+    ),
+    "iwae": lambda: Instance(_vae(IWAE(3)), _binary()),
+    "info-vae": lambda: Instance(_vae(InfoVAE()), _binary()),
+    "vae, flow posterior": lambda: Instance(
+        _vae(ELBO(), Flowed(MLP(64, 11, 16, 1), iaf(4, 2, (8, 8), context=3), 4, context=3)), _binary()
+    ),
+    "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
+    "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),

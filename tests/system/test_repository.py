@@ -21,7 +21,7 @@ PACKAGE = "morphogen"
 
 # ---- who may import whom: core <- nets <- families <- train, cli <- rings ------------------------------------------
 
-GROUND = {"errors", "disk", "spec", "core", "checks"}
+GROUND = {"errors", "disk", "spec", "core", "checks", "laws"}
 MIDDLE = {"nets"}
 TOOLS = {"data", "metrics"}  # serve every family, know none: ground and nets only
 FAMILIES = {

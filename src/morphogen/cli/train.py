@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..data.roots import cache
@@ -47,27 +48,34 @@ def train(
     recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
-    on: train on a Ray cluster, ray://HOST:PORT, or `ray` for one of this machine alone; --devices is then its workers.
+    devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
+    batch shared out among them. on: a Ray cluster to train on, ray://HOST:PORT, or `ray` for one of this machine alone.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
-    recipes.load_files(with_)
+    modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
+        if not context.rest and seed is None and not check:
+            if (ended := _elsewhere(context, devices, device, on, run, with_)) is None:
+                _continue(context, run, modules, device, data_root, with_)
+            return ended
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
     seed = 0 if seed is None else seed
     from ..device import choose_device
     from ..experiment import check_seed
+    from ..parallel import join
     from ..spec import build, modules_of, spec
 
     check_seed(seed)
     path = run or Path("runs") / f"{found.short}-{seed}"
-    if on is not None:
-        if check:
-            raise UserError("--check tries a recipe on this machine: leave --on out.")
-        return _train_on(context, on, devices, device, path, [*with_, *([found.file] if ".py:" in found.name else [])])
+    own = (*with_, *([found.file] if ".py:" in found.name else []))
+    if check and on is not None:
+        raise UserError("--check tries a recipe on this machine: leave --on out.")
+    if (ended := _elsewhere(context, devices, device, on, path, own)) is not None:
+        return ended
     where = choose_device(device)
     with _root(data_root):
         made = found.build(arguments)
@@ -81,32 +89,69 @@ def train(
             return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
         done = fit(context, experiment, path, seed, str(where), note, found.file)
-    _conclude(context, done, found, with_)
+    join().once(lambda: _conclude(context, done, own))
     return None
 
 
-def _train_on(context: Context, on: str, workers: int, device: str | None, path: Path, files: list[Path]) -> int:
-    """Let the workers of a cluster do what was typed."""
+def _continue(
+    context: Context,
+    run: Path,
+    modules: list[ModuleType],
+    device: str | None,
+    data_root: Path | None,
+    files: tuple[Path, ...],
+) -> None:
+    """Continue a run as its spec.json says: what its recipe read (another run, a file of pairs) may be gone by now."""
+    from ..device import choose_device
+    from ..parallel import join
+    from ..spec import build
+
+    page = _page(run)
+    where, seed = str(choose_device(device)), int(page["seed"])
+    with _root(data_root):
+        experiment = build(page["experiment"], modules=modules, assets=run / "assets", seed=seed)
+        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py")
+    join().once(lambda: _conclude(context, done, files))
+
+
+def _elsewhere(
+    context: Context, devices: int, device: str | None, on: str | None, path: Path, files: tuple[Path, ...]
+) -> int | None:
+    """Start this very command once for each of several devices, or on a cluster, unless it was; the exit code.
+
+    None where it is to go on here. files: the user's own, which a cluster is sent.
+    """
+    from ..device import choose_device
+    from ..parallel import joins, launch
+
+    if on is not None:
+        return _on(context, on, devices, device, path, files)
+    if devices == 1 or joins():
+        return None
+    import torch
+
+    there, kind = torch.cuda.device_count(), choose_device(device).type
+    if devices < 1 or (kind == "cuda" and devices > there):
+        most = f"1 to {there}, the GPUs of this machine" if kind == "cuda" else "1 or more"
+        raise UserError(f"--devices {devices} cannot be had: give {most}.")
+    return launch(devices, ["-m", "morphogen", *context.typed, *context.tell.words])
+
+
+def _on(context: Context, on: str, workers: int, device: str | None, path: Path, files: tuple[Path, ...]) -> int:
+    """Let the workers of a cluster do what was typed, into the same folder; what the first says is said here."""
     from .. import cluster
     from .rank import order
 
-    words = [*_without(_without(context.typed, "--on"), "--run"), "--run", str(path.absolute())]
-    words += ["--json"] * context.tell.machine
-    gpu = None if device is None else device.startswith("cuda")
+    words = [*_without(_without(context.typed, "--on"), "--run"), "--run", str(path.absolute()), *context.tell.words]
     command = ["-m", f"{__package__}.rank"]
+    gpu = None if device is None else device.startswith("cuda")
     ordered = cluster.Order(command, order(words, files, context.typed), os.getcwd(), path.absolute(), gpu)
-    faults: dict[int, str] = {}
 
     def hear(rank: int, loud: bool, line: str) -> None:
-        if loud:
-            faults[rank] = line
         if rank == 0:
             print(line, file=sys.stderr if loud else sys.stdout, flush=True)
 
-    status = cluster.train(on, workers, ordered, hear, context.tell.note)
-    if status and faults and 0 not in faults:
-        print(next(iter(faults.values())), file=sys.stderr, flush=True)
-    return status
+    return cluster.train(on, workers, ordered, hear, context.tell.note)
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:
@@ -124,12 +169,16 @@ def fit(
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..disk import copy
     from ..experiment import write_spec
+    from ..parallel import join
     from .receipts import begin
 
-    write_spec(path, experiment, seed, note)
-    if file.is_file() and not (path / "recipe.py").exists():
-        copy(file, path / "recipe.py")
-    begin(path, context.typed, device)
+    def prepare() -> None:
+        write_spec(path, experiment, seed, note)
+        if file.is_file() and not (path / "recipe.py").exists():
+            copy(file, path / "recipe.py")
+        begin(path, context.typed, device)
+
+    join().once(prepare)
     return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
 
 
@@ -174,15 +223,14 @@ def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
     return {f.name: plain(arguments[f.name]) for f in found.flags}
 
 
-def _conclude(context: Context, run: Run, found: Recipe, with_: tuple[Path, ...]) -> None:
+def _conclude(context: Context, run: Run, files: tuple[Path, ...]) -> None:
     from ..report import write
     from .receipts import conclude
 
     result = conclude(run)
     report = write(run.path)
     pictures = sorted((run.path / "samples").glob("*.png"))
-    own = [*with_, *([found.file] if ".py:" in found.name else [])]
-    following = next_commands(run, own)
+    following = next_commands(run, list(files))
     places = {"run": str(run.path), "picture": str(pictures[-1]) if pictures else None, "report": str(report)}
     lines = [
         _story(result),
