@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.adversarial.losses import NON_SATURATING
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
@@ -34,6 +35,13 @@ from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
 from morphogen.flows import maf, realnvp
+from morphogen.latent.perceptual import Perceptual
+from morphogen.latent.quantise import EMACodeBook, GradientCodeBook, Quantiser, ResidualVQ
+from morphogen.latent.scalar import FSQ, LFQ
+from morphogen.latent.vq import VQVAE, absolute
+from morphogen.latent.vqgan import VQGAN, KLAutoencoder
+from morphogen.nets.autoencoder import Decoder, Encoder
+from morphogen.nets.critic import PatchCritic
 from morphogen.nets.dit import DiT
 from morphogen.nets.mlp import MLP
 from morphogen.nets.resnet import ResNet
@@ -72,6 +80,19 @@ def _unet(**more: Any) -> UNet:
 
 def _dit() -> DiT:
     return DiT(1, width=16, depth=2, heads=2, patch=4, classes=10, sinusoid=16)
+
+
+def _codec(outputs: int, inputs: int) -> tuple[Encoder, Decoder]:
+    widths = (4, 8)
+    return (
+        Encoder(1, outputs, widths=widths, depth=1, middle=False, groups=4),
+        Decoder(1, inputs, widths=widths, depth=1, middle=False, groups=4),
+    )
+
+
+def _vqvae(quantiser: Quantiser) -> Instance:
+    dim = quantiser.dim
+    return Instance(VQVAE(*_codec(dim, dim), quantiser, (1, 8, 8)), _digits())
 
 
 def _ring() -> Source:
@@ -118,6 +139,23 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),
     "noise-aware classifier": lambda: Instance(Classifier(_reader(), path=Linear()), _digits()),
+    "vq-vae": lambda: _vqvae(EMACodeBook(16, 3)),
+    "vq-vae, book by gradient": lambda: _vqvae(GradientCodeBook(16, 3)),
+    "vq-vae, residual": lambda: _vqvae(ResidualVQ(8, 3, 2)),
+    "vq-vae, fsq": lambda: _vqvae(FSQ((5, 4, 3))),
+    "vq-vae, lfq": lambda: _vqvae(LFQ(4)),
+    "kl autoencoder": lambda: Instance(KLAutoencoder(*_codec(4, 2), (1, 8, 8)), _digits()),
+    "vqgan": lambda: Instance(
+        VQGAN(
+            VQVAE(*_codec(3, 3), EMACodeBook(16, 3), (1, 8, 8), error=absolute),
+            PatchCritic(1, 4, 1),
+            Perceptual(Classifier(ResNet(1, 10, 4, multipliers=(1, 2)))),
+        ),
+        _digits(),
+    ),
+    "kl autoencoder with a critic": lambda: Instance(
+        VQGAN(KLAutoencoder(*_codec(4, 2), (1, 8, 8)), PatchCritic(1, 4, 1), game=NON_SATURATING), _digits()
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),
