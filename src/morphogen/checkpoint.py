@@ -10,9 +10,11 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .core import State
+from .disk import make, settle, sync, write
 from .errors import UserError
+from .parallel import ALONE, Ranks
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
@@ -86,24 +90,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    fd = os.open(path, os.O_RDONLY)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, note: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors that share no memory to a safetensors file, and flush it to the disk.
+
+    Raises OSError where the system refuses: of that, safetensors' own error has but the number within its text.
+    """
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        save_file(dict(tensors), path, note)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    sync(path)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file by `text` in one step: a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `Damaged` where there are none to be had."""
+    try:
+        return load_file(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch, which maps the file, has its own
+        raise Damaged(f"{path.name} cannot be read ({error})") from error
 
 
 def claim(run: Path) -> IO[str]:
@@ -148,9 +155,13 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _holds(path: Path, name: str) -> bool:
     """Whether the file is there and holds the tensors whose digest is `name`, undamaged."""
     try:
-        return path.exists() and digest(load_file(path)) == name
-    except (OSError, SafetensorError):
+        return path.exists() and digest(load_tensors(path)) == name
+    except Damaged:
         return False
+
+
+def _state_file(rank: int) -> str:
+    return f"rank-{rank}.json" if rank else STATE
 
 
 class Checkpoints:
@@ -175,22 +186,37 @@ class Checkpoints:
     # -- saving
 
     def save(
-        self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None
+        self,
+        step: int,
+        parts: Mapping[str, State],
+        frozen: Mapping[str, Tensor],
+        best: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Path:
-        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone.
+
+        Of several ranks each writes its own parts, into a folder that all of them see; it is whole or absent.
+        """
         partial, final = self.folder / f".partial-{step:08d}", self.path(step)
+        ranks.once(lambda: self._room(partial))
+        with ranks.together():
+            skeleton: dict[str, Any] = {}
+            for name, state in parts.items():
+                tensors: dict[str, Tensor] = {}
+                skeleton[name] = pack(state, tensors)
+                if tensors:
+                    save_tensors(_separate(tensors), partial / f"{name}.safetensors")
+            write(partial / _state_file(ranks.rank), json.dumps({"step": step, "parts": skeleton}))
+        ranks.once(lambda: self._finish(step, partial, final, frozen, best))
+        return final
+
+    def _room(self, partial: Path) -> None:
+        make(self.folder)
         for left in self.folder.glob(".*"):  # by a kill or a full disk
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
-        skeleton = {}
-        for name, state in parts.items():
-            tensors: dict[str, Tensor] = {}
-            skeleton[name] = pack(state, tensors)
-            if tensors:
-                save_file(_separate(tensors), partial / f"{name}.safetensors")
-                sync(partial / f"{name}.safetensors")
-        write(partial / STATE, json.dumps({"step": step, "parts": skeleton}))
+
+    def _finish(self, step: int, partial: Path, final: Path, frozen: Mapping[str, Tensor], best: int | None) -> None:
         files = {p.name: p for p in partial.iterdir()}
         if frozen:
             files["frozen"] = self._freeze(frozen)
@@ -203,18 +229,15 @@ class Checkpoints:
         os.rename(partial, final)
         sync(self.folder)
         self._prune(step, best)
-        return final
 
     def _freeze(self, tensors: Mapping[str, Tensor]) -> Path:
         name = digest(tensors)
         path = self.frozen / f"{name}.safetensors"
         if not _holds(path, name):
-            self.frozen.mkdir(exist_ok=True)
+            make(self.frozen)
             partial = path.with_suffix(".partial")
-            save_file(_separate(tensors), partial)
-            sync(partial)
-            os.replace(partial, path)
-            sync(self.frozen)
+            save_tensors(_separate(tensors), partial)
+            settle(partial, path)
         return path
 
     def _prune(self, newest: int, best: int | None) -> None:
@@ -224,9 +247,9 @@ class Checkpoints:
         for step in kept - {*sound[-self.keep :], best}:
             self._remove(self.path(step))
             kept.discard(step)
-        if self.frozen.is_dir():
-            used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept if self._sound(step)}
-            for path in self.frozen.iterdir():
+        with contextlib.suppress(Damaged):  # what a checkpoint needs that cannot be read is not known: all stays
+            used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept}
+            for path in self.frozen.iterdir() if self.frozen.is_dir() else ():
                 if path.name not in used:
                     path.unlink()
 
@@ -250,13 +273,6 @@ class Checkpoints:
         manifest: dict[str, Any] = json.loads(body)
         return manifest
 
-    def _sound(self, step: int) -> bool:
-        try:
-            self._manifest(step)
-        except Damaged:
-            return False
-        return True
-
     def _files(self, step: int) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         for name, entry in self._manifest(step)["files"].items():
             folder = self.frozen if name == "frozen" else self.path(step)
@@ -279,8 +295,11 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
         self.verify(step)
-        skeleton = json.loads((self.path(step) / STATE).read_bytes())["parts"]
-        tensors = {n: load_file(p) for n, p, _ in self._files(step) if p.suffix == ".safetensors"}
+        files = {n: p for n, p, _ in self._files(step)}
+        skeleton: dict[str, Any] = {}
+        for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
+            skeleton |= json.loads(path.read_bytes())["parts"]
+        tensors = {n: load_tensors(p) for n, p in files.items() if p.suffix == ".safetensors"}
         parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
         return parts | {"frozen": tensors.get("frozen", {})}
 

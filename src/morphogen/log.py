@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import write
+from .disk import write
 
 
 class Log:
@@ -86,6 +86,26 @@ class Log:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._tallies, self._latest, self._before = state["tallies"], state["latest"], state["seconds"]
+
+
+class Unwritten(Log):
+    """The log of a rank that does not speak: it knows the same numbers and writes none."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def open(self, after: int) -> None:
+        """Start counting."""
+        self._began, self._steps_then = time.perf_counter(), (0.0, max(after, 0))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def test_before_its_time_there_is_no_critic() -> None:
     rec = said.logs["reconstruction"] + said.logs["perceptual"]
     torch.testing.assert_close(said.value.detach(), rec + model.codec.reconstruct(data).penalty.detach())
     idle = model.critic_loss(data)
-    assert float(idle.value) == 0
+    assert idle.value.item() == 0
     idle.value.backward()
     assert all(not bool(p.grad.any()) for p in model.critic.parameters() if p.grad is not None)
     model.step = 5
@@ -202,7 +202,7 @@ def test_stable_diffusions_autoencoder_has_its_parameters() -> None:
 
 def test_the_kl_is_weighed_as_beside_a_sum_over_the_picture() -> None:
     kl, data = 0.01, batch(5)
-    model = KLAutoencoder(*nets(4, 2), (1, 8, 8), kl=kl).double()
+    model = KLAutoencoder(*nets(4, 2), 2, (1, 8, 8), kl=kl).double()
     data["x"] = data["x"].double()
     said = model.loss(data)
     mean, log_var = model.posterior(data["x"])
@@ -381,11 +381,11 @@ def test_weights_that_do_not_fit_are_told(narrow: None, tmp_path: Path) -> None:
     ("make", "said"),
     [
         (lambda: vqgan(weight=-1.0), "weight=-1.0"),
-        (lambda: KLAutoencoder(*nets(3, 1), (1, 8, 8)), "3 channels"),
-        (lambda: KLAutoencoder(*nets(4, 2), (1, 8, 8), kl=-1.0), "-1.0"),
+        (lambda: KLAutoencoder(*nets(3, 2), 2, (1, 8, 8)).encode(torch.zeros(1, 1, 8, 8)), "3 channels"),
+        (lambda: KLAutoencoder(*nets(4, 2), 2, (1, 8, 8), kl=-1.0), "-1.0"),
         (
             lambda: VQGAN(
-                KLAutoencoder(nets(4, 2)[0], nn.ConvTranspose2d(2, 1, 2, 2), (1, 8, 8)), PatchCritic(1, 4, 1)
+                KLAutoencoder(nets(4, 2)[0], nn.ConvTranspose2d(2, 1, 2, 2), 2, (1, 8, 8)), PatchCritic(1, 4, 1)
             ),
             "last",
         ),

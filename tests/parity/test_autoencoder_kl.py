@@ -80,7 +80,7 @@ def copied(mine: KLAutoencoder, other: nn.Module) -> None:
 def test_it_is_diffusers_with_its_weights(size: tuple[int, int]) -> None:
     other = theirs()
     settings = {"widths": WIDTHS, "depth": DEPTH, "groups": 4}
-    mine = KLAutoencoder(Encoder(3, 8, **settings), Decoder(3, 4, **settings), (3, *size)).eval()
+    mine = KLAutoencoder(Encoder(3, 8, **settings), Decoder(3, 4, **settings), 4, (3, *size)).eval()
     assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in other.parameters())
     copied(mine, other)
     x = torch.randn(2, 3, *size)

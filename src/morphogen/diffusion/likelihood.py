@@ -33,28 +33,18 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ..core import NONE, Noise, keys
+from ..core import NONE, Noise
 from ..errors import UserError
+from ..laws import normal_kl, normal_log_prob
 from ..spec import Remembers
 from .adaptive import PER_SAMPLE, Control, integrate
-from .decoder import Decoder, Normal, normal_kl, normal_log_prob
+from .decoder import Decoder, Normal
 from .divergence import Divergence, Exact, divergence_for, trace
 from .field import Cond, Field, spread
 from .path import Chain, Path, Scalar, lib
 from .solve import RK4, Rate, Tableau, runge_kutta
 
 EVALUATIONS = 64  # of the bound's integral, unless told otherwise
-
-# ---- noise that belongs to x ---------------------------------------------------------------------------------------
-
-
-def noise_of(x: Float[Tensor, " b *shape"]) -> Noise:
-    """Noise keyed by the numbers in each x: the same x has the same noise, in any batch."""
-    with torch.no_grad():
-        bits = (x.detach().flatten(1).double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
-        place = torch.arange(bits.shape[1], device=x.device)
-        return Noise(keys(keys(bits ^ keys(place)).sum(1)))  # sums wrap
-
 
 # ---- integrators ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +156,7 @@ def log_density(
 ) -> Float[Tensor, " b"]:
     """The log-density of x (B, *shape) under a field's probability flow, nats; differentiable in x and in weights.
 
-    noise:      of the divergence's directions; by default that of the numbers in x (`noise_of`).
+    noise:      of the divergence's directions; by default that of the numbers in x (`Noise.of`).
     divergence: `Exact()`, `Hutchinson()` …; by default exact up to 16 coordinates.
     integrator: by default `integrator_for`, 64 or 200 evaluations; `Adaptive()` where the last 0.001 nats matter.
     low:        the noise-to-signal ratio at which the flow ends: the density is that of x + low · noise. By default
@@ -181,7 +171,7 @@ def log_density(
     size = math.prod(x.shape[1:])
     start, end = _angles(path, low)
     divergence = divergence_for(size) if divergence is None else divergence
-    probes = divergence.probes(x, noise_of(x) if noise is None else noise)
+    probes = divergence.probes(x, Noise.of(x) if noise is None else noise)
 
     def rate(u: Scalar, y: Tensor) -> Tensor:
         theta = u.double().exp() if isinstance(u, Tensor) else math.exp(u)
@@ -255,7 +245,7 @@ def bound(
     path, decoder = field.path, Normal() if decoder is None else decoder
     start, end = _angles(path, low)
     x = decoder.observe(x)
-    noise = noise_of(x) if noise is None else noise
+    noise = Noise.of(x) if noise is None else noise
 
     def draw() -> Tensor:
         return noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device)
