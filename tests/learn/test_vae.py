@@ -1,4 +1,4 @@
-"""It learns: of real digits of two values every kind of VAE knows more than a mixture of the ten classes does; a run names
+"""It learns: of real digits of two values every kind of VAE knows more than a mixture of the ten classes; a run names
 its collapsed dimensions and is measured by importance weights.
 """
 
@@ -36,7 +36,7 @@ def digits(part: str) -> tuple[Tensor, Tensor]:
 
 
 def mixture(x: Tensor, label: Tensor, test: Tensor) -> float:
-    """The mean log-likelihood of test digits under a mixture of ten: each class's pixels, independent of one another."""
+    """The mean log-likelihood of test digits under a mixture of ten: each class's pixels, independent of each other."""
     parts = []
     for k in range(10):
         on = (x[label == k] > 0).double().mean(0).clamp(0.01, 0.99)
