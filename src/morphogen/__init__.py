@@ -15,7 +15,7 @@ _HOME = {
     "core": ("Act", "Items", "Loss", "Model", "Net", "Noise", "Phase", "Place", "Source", "Space", "Update", "can"),
     "spec": ("Asset", "Remembers"),
     "errors": ("UserError",),
-    "experiment": ("Data", "Experiment", "Run", "draw", "load"),
+    "experiment": ("Data", "Experiment", "Run", "draw", "frozen", "load", "with_weights"),
     "train": ("Trainer",),
     "heldout": ("HeldOut",),
     "hooks": ("SampleGrid",),
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError
-    from .experiment import Data, Experiment, Run, draw, load
+    from .experiment import Data, Experiment, Run, draw, frozen, load, with_weights
     from .heldout import HeldOut
     from .hooks import SampleGrid
     from .spec import Asset, Remembers

@@ -28,6 +28,7 @@ from torch import Tensor
 from .core import State
 from .disk import make, settle, sync, write
 from .errors import UserError
+from .parallel import ALONE, Ranks
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
@@ -159,6 +160,10 @@ def _holds(path: Path, name: str) -> bool:
         return False
 
 
+def _state_file(rank: int) -> str:
+    return f"rank-{rank}.json" if rank else STATE
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -181,21 +186,37 @@ class Checkpoints:
     # -- saving
 
     def save(
-        self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None
+        self,
+        step: int,
+        parts: Mapping[str, State],
+        frozen: Mapping[str, Tensor],
+        best: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Path:
-        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
-        make(self.folder)
+        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone.
+
+        Of several ranks each writes its own parts, into a folder that all of them see; it is whole or absent.
+        """
         partial, final = self.folder / f".partial-{step:08d}", self.path(step)
+        ranks.once(lambda: self._room(partial))
+        with ranks.together():
+            skeleton: dict[str, Any] = {}
+            for name, state in parts.items():
+                tensors: dict[str, Tensor] = {}
+                skeleton[name] = pack(state, tensors)
+                if tensors:
+                    save_tensors(_separate(tensors), partial / f"{name}.safetensors")
+            write(partial / _state_file(ranks.rank), json.dumps({"step": step, "parts": skeleton}))
+        ranks.once(lambda: self._finish(step, partial, final, frozen, best))
+        return final
+
+    def _room(self, partial: Path) -> None:
+        make(self.folder)
         for left in self.folder.glob(".*"):  # by a kill or a full disk
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
-        skeleton = {}
-        for name, state in parts.items():
-            tensors: dict[str, Tensor] = {}
-            skeleton[name] = pack(state, tensors)
-            if tensors:
-                save_tensors(_separate(tensors), partial / f"{name}.safetensors")
-        write(partial / STATE, json.dumps({"step": step, "parts": skeleton}))
+
+    def _finish(self, step: int, partial: Path, final: Path, frozen: Mapping[str, Tensor], best: int | None) -> None:
         files = {p.name: p for p in partial.iterdir()}
         if frozen:
             files["frozen"] = self._freeze(frozen)
@@ -208,7 +229,6 @@ class Checkpoints:
         os.rename(partial, final)
         sync(self.folder)
         self._prune(step, best)
-        return final
 
     def _freeze(self, tensors: Mapping[str, Tensor]) -> Path:
         name = digest(tensors)
@@ -275,8 +295,11 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
         self.verify(step)
-        skeleton = json.loads((self.path(step) / STATE).read_bytes())["parts"]
-        tensors = {n: load_tensors(p) for n, p, _ in self._files(step) if p.suffix == ".safetensors"}
+        files = {n: p for n, p, _ in self._files(step)}
+        skeleton: dict[str, Any] = {}
+        for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
+            skeleton |= json.loads(path.read_bytes())["parts"]
+        tensors = {n: load_tensors(p) for n, p in files.items() if p.suffix == ".safetensors"}
         parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
         return parts | {"frozen": tensors.get("frozen", {})}
 

@@ -247,6 +247,24 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class Infers(Protocol):
+    """A codec whose latents have a law given x. Who asks: latent priors, for training and for their bound."""
+
+    def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
+        """A draw z of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: with log p(z) of any prior, its bound."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A codec that loses nothing and has a Jacobian. Who asks: latent priors, for their exact density."""
+
+    def transform(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """z of x, and log |det dz/dx| (B,), nats."""
+        ...
+
+
+@runtime_checkable
 class Field(Protocol):
     """Knows the data behind noise. Who asks: solvers, guidance, likelihoods."""
 
@@ -463,23 +481,29 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 class Everyone:
-    """How a method says "over the whole batch": the identity in one process."""
+    """How a method says "over the whole batch": the identity in one process.
+
+    through: who answers where there are several ranks; set by `parallel.join`. Each is right under autograd: the
+    gradient that one rank's loss has by another's tensor reaches its owner.
+    """
+
+    through: Everyone | None = None
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of x over ranks."""
-        return x
+        return x if self.through is None else self.through.sum(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean of x over ranks."""
-        return x
+        return x if self.through is None else self.through.mean(x)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x (B, ...) of every rank, concatenated (B * ranks, ...)."""
-        return x
+        """x (B, ...) of every rank, concatenated in their order; B may differ."""
+        return x if self.through is None else self.through.gather(x)
 
     def any(self, x: Tensor) -> Tensor:
         """Whether x is true on some rank."""
-        return x
+        return x if self.through is None else self.through.any(x)
 
 
 everyone = Everyone()

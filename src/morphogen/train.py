@@ -20,9 +20,9 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,14 @@ from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
-from .log import Log
+from .log import Log, Unwritten
 from .optim import AdamW, Constant, Optim, optimiser_state, restore_optimiser
+from .own import own, restore_own, source_state
+from .parallel import ALONE, join
 from .replay import NotFinite, explain
 from .spec import Remembers
+
+_ALL = " samples"  # beside the names of denominators, none of which begins so
 
 
 class Stopped(Exception):
@@ -116,10 +120,10 @@ class Trainer(Remembers):
         device: chosen automatically where None. until: stop (and save) after this step, as if interrupted.
         Raises NotFinite, Stopped (after saving), and UserError.
         """
-        voice = voice or voice_for()
         training = Training(self, model, data, Path(run), seed=seed, device=choose_device(device), voice=voice)
-        training.begin()
-        training.loop(self.steps if until is None else min(until, self.steps))
+        with training.ranks.watched():
+            training.begin()
+            training.loop(self.steps if until is None else min(until, self.steps))
         return training
 
 
@@ -149,20 +153,30 @@ class Training:
     """
 
     def __init__(
-        self, trainer: Trainer, model: Model, data: Data, run: Path, *, seed: int, device: torch.device, voice: Voice
+        self,
+        trainer: Trainer,
+        model: Model,
+        data: Data,
+        run: Path,
+        *,
+        seed: int,
+        device: torch.device,
+        voice: Voice | None,
     ) -> None:
-        self.trainer, self.model, self.data, self.run = trainer, model.to(device), data, run
-        self.seed, self.device, self.voice, self.rank = seed, device, voice, 0
+        self.ranks = join()
+        self.seed, self.device, self.rank = seed, self.ranks.device(device), self.ranks.rank
+        self.trainer, self.model, self.data, self.run = trainer, model.to(self.device), data, run
+        self.voice = Voice() if self.rank else voice or voice_for()  # rank 0 speaks for all
         self.step = 0
         self.heard: Mapping[str, Loss] = {}
         self.source: Source = data.train
         self.checkpoints = Checkpoints(run, trainer.keep)
-        self.log = Log(run / "log.jsonl")
+        self.log = Unwritten() if self.rank else Log(run / "log.jsonl")
         self.averages = averages(trainer.ema, self.model)
         self.micro = trainer.micro  # or less, where memory ran out
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
-        self.signal = 0
+        self.signal = self._asked = 0  # the signal that ends the training; the one that this process was sent
         self._saved = -1  # the step of the newest checkpoint that this process wrote or read
         self.names = {p: n for n, p in model.named_parameters()}
         self.turns = self._turns(model.phases())
@@ -225,14 +239,14 @@ class Training:
 
     def begin(self) -> None:
         """Start afresh, or continue what the run folder holds; says which."""
-        make(self.run)
-        self._claim = claim(self.run)
-        self.source.start(Place(self.rank, 1, self.device, self.seed))
+        self._claim = self.ranks.once(self._take_run)
+        self.source.start(Place(self.rank, self.ranks.count, self.device, self.seed))
+        self.ranks.equalise(self.model)
         self._prepare_nets()
         self.model.train()
         if self.trainer.heldout is not None and self.data.test is None:
             self.voice.say("There is no held-out data, so nothing is measured on it: give Data(train, test).")
-        found = self.checkpoints.newest(self.voice.say)
+        found = self._newest()
         if found is None:
             self.log.open(after=-1)
             self._start_model()
@@ -251,18 +265,34 @@ class Training:
             else:
                 self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
 
+    def _take_run(self) -> IO[str]:
+        make(self.run)
+        return claim(self.run)
+
+    def _newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The checkpoint to go on from: rank 0 chooses it."""
+        found = self.ranks.once(lambda: self.checkpoints.newest(self.voice.say))
+        step = self.ranks.tell(found and found[0])[0]
+        return found if found or step is None else (step, self.checkpoints.load(step))
+
     def _start_model(self) -> None:
         if type(self.model).start is Model.start:
             return
-        self.reseed(1)  # the batch of step 1, and a start that is a function of the seed
+        self.reseed(1, rank=0)  # the batch of step 1, and a start that is a function of the seed
         with contextlib.suppress(CannotRestore):
             kept: dict[str, Tensor] = {}
             state = pack(self.source.state(), kept)
             before = unpack(state, {n: t.clone() for n, t in kept.items()})  # the source may go on in the same memory
-            self.model.start(self._next(1))
+            self._start_with(self._next(1))
             self.source.restore(before)  # step 1 sees the same batch again
             return
-        self.model.start(self._next(1))
+        self._start_with(self._next(1))
+
+    def _start_with(self, batch: Batch) -> None:
+        """Every rank starts the model with the whole batch, and so alike."""
+        batch = self.ranks.whole(batch)
+        with self.ranks.apart():
+            self.model.start(batch)
 
     def _prepare_nets(self) -> None:
         if self.trainer.recompute:
@@ -283,7 +313,7 @@ class Training:
         trainer = self.trainer
         heldout = trainer.heldout if self.data.test is not None else None
         with self._signals(), self.voice.steps(self.step, trainer.steps):
-            while self.step < last and not self.stop_early and not self.signal:
+            while self.step < last and not self.stop_early and not self._told():
                 self.advance()
                 step, final = self.step, self.step == trainer.steps
                 save = step % trainer.save_every == 0
@@ -303,10 +333,22 @@ class Training:
                     self.save()
             self.watch_read()
             self.save()
+            self._told()
         self.log.close()
-        self._claim.close()
+        if self._claim is not None:
+            self._claim.close()
         if self.signal:
             raise Stopped(self.signal)
+
+    def _told(self) -> int:
+        """The signal that this process or another of the run was sent; 0 where there was none."""
+        before, self.signal = self.signal, self.ranks.most(self._asked)
+        if self.signal and not before and not self.ranks.alone:
+            self._say_stopping(self.signal)
+        return self.signal
+
+    def _say_stopping(self, signum: int) -> None:
+        self.voice.say(f"Heard {signal.Signals(signum).name}: finishing this step and saving.")
 
     def advance(self) -> None:
         """One step: the next batch, and every due turn on it."""
@@ -324,11 +366,12 @@ class Training:
         self.step = step
         for average in self.averages:
             average.update(step)
-        snapshot(self.averages, self.run, step)
+        if self.rank == 0:
+            snapshot(self.averages, self.run, step)
 
-    def reseed(self, step: int) -> None:
+    def reseed(self, step: int, rank: int | None = None) -> None:
         """Seed the default generators for `step`: randomness is a function of (seed, step, rank)."""
-        value = fold(self.seed, step, self.rank)
+        value = fold(self.seed, step, self.rank if rank is None else rank)
         for generator in self._generators:
             generator.manual_seed(value)
 
@@ -385,8 +428,8 @@ class Training:
                 said = self.backward(turn, batch)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
+                if not out_of_memory(error) or not self.ranks.alone:
+                    raise  # other ranks wait for this one's part, and cannot be told to begin again
                 fault = self._smaller(turn, batch, versions == [b._version for b in self._buffers])
             if fault:  # out of the except clause: its traceback holds what is in memory
                 raise fault
@@ -433,7 +476,7 @@ class Training:
     def _pieced(self, turn: Turn, batch: Batch) -> Loss:
         counts = self.model.counts(batch)
         pieces = self._pieces(batch) if counts else [batch]
-        if len(pieces) == 1:
+        if len(pieces) == 1 and self.ranks.alone:
             said = self._forward(batch, turn.name)
             value = said.value
             if isinstance(value, Tensor):
@@ -441,29 +484,33 @@ class Training:
                 value = value.detach()
             else:
                 value = {k: v for k, v in value.items() if counts.get(k, 1)} or value  # a mean over nothing is NaN
-                self._descend(turn, _total(value))
+                self._descend(turn, _total(value.values()))
                 value = _detached(value)
             return Loss(value, _detached(said.logs), _detached(said.seen))
         shares = [self.model.counts(piece) for piece in pieces]
-        sums = {k: sum(s[k] for s in shares) for k in counts}
+        sums = self.ranks.totals({k: sum(s[k] for s in shares) for k in counts} | {_ALL: size(batch)})
+        n, even = sums.pop(_ALL), 1 / self.ranks.count
         values: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         seen: dict[str, list[Tensor]] = {}
-        n = size(batch)
+        self.ranks.entangled = False
         for piece, share in zip(pieces, shares, strict=True):
             said = self._forward(piece, turn.name)
             parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
-            if unnamed := set(parts) - set(sums):
+            if counts and (unnamed := set(parts) - set(sums)):
                 raise unknown("denominator", sorted(unnamed)[0], sums, "(counts must name every mean of the loss)")
-            weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if share[k]}
-            if weighted:
-                self._descend(turn, _total(weighted))
-            for k, v in weighted.items():
-                values[k] = values.get(k, 0) + v.detach()
+            weights = {k: share[k] / sums[k] for k in parts if sums[k]} if counts else dict.fromkeys(parts, even)
+            if due := [parts[k] * w for k, w in weights.items() if w or self.ranks.entangled]:
+                self._descend(turn, _total(due))
+            for k, w in weights.items():
+                part = parts[k].detach() * w if w else torch.zeros_like(parts[k])  # a mean over nothing may be NaN
+                values[k] = values[k] + part if k in values else part
             for k, v in said.logs.items():
                 logs[k] = logs.get(k, 0) + v.detach() * (size(piece) / n)
             for k, v in said.seen.items():
                 seen.setdefault(k, []).append(v.detach())
+        self.ranks.gradients(turn.params)
+        values, logs = self.ranks.sums(values), self.ranks.sums(logs)
         value = values[""] if set(values) == {""} else values
         return Loss(value, logs, {k: torch.cat(v) for k, v in seen.items()})
 
@@ -487,13 +534,22 @@ class Training:
     @torch.no_grad()
     def _update(self, turn: Turn, batch: Batch) -> Loss:
         said = self._forward(batch, turn.name)
-        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
+        if not self.ranks.alone:
+            said = self._meant(said, size(batch))
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value.values())
         self.watch_read()
         self._suspect = Suspect(self.step + 1, turn, batch, value.isfinite().logical_not())
         if self._cpu:
             self.watch_read()
         self.log.tally("" if turn.name == "loss" else turn.name + ".loss", value)
         return said
+
+    def _meant(self, said: Loss, n: int) -> Loss:
+        """What an update said, its scalars as means over the samples of all ranks."""
+        share = n / self.ranks.totals({_ALL: n})[_ALL]
+        values = {"": said.value} if isinstance(said.value, Tensor) else said.value
+        values, logs = (self.ranks.sums({k: v * share for k, v in x.items()}) for x in (values, said.logs))
+        return Loss(values[""] if isinstance(said.value, Tensor) else values, logs, said.seen)
 
     # ---- NaN and Inf
 
@@ -502,7 +558,7 @@ class Training:
     ) -> tuple[Tensor | float, Tensor | float]:
         """Gradient norm and loss, seen to be finite: numbers on a CPU, where reading is free, else on the device."""
         norms = torch._foreach_norm(grads)
-        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value.values())
         if self._cpu:
             norm, loss = math.hypot(*(n.item() for n in norms)), value.item()
             if not math.isfinite(norm + loss):
@@ -550,10 +606,21 @@ class Training:
             for m, mode in modes.items():
                 m.training = mode
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, this process is alone: for what ranks do each at their own time."""
+        held, self.ranks = self.ranks, ALONE
+        try:
+            with held.apart():
+                yield
+        finally:
+            self.ranks = held
+
     def _hook(self, hook: Hook) -> None:
         self.watch_read()
-        with self.aside():
-            hook(self)
+        if self.rank == 0:
+            with self.aside(), self.apart():
+                hook(self)
 
     def _log_line(self) -> None:
         line = self.log.line(self.step)
@@ -564,7 +631,7 @@ class Training:
         self.watch_read()
         assert self.data.test is not None
         with self.aside():
-            measured = heldout.measure(self.model, self.data.test, self.seed, self.device)
+            measured = heldout.measure(self.model, self.data.test, self.seed, self.device, self.ranks)
         heldout.check(measured)
         gap = {}
         if "loss" in measured and (train := self.log.latest("loss")) is not None:
@@ -591,15 +658,11 @@ class Training:
         """All that training can change, by part, and the tensors it leaves alone."""
         fixed = {n for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         weights = self.model.state_dict()
-        try:
-            source: State = {"state": self.source.state()}
-        except CannotRestore as reason:
-            source = {"cannot": str(reason)}
         optim = {str(i): optimiser_state(o, self.names) for i, o in enumerate(self._optimisers())}
         parts: dict[str, State] = {
             "model": {n: t for n, t in weights.items() if n not in fixed},
             "optim": optim,
-            "source": source,
+            "source": source_state(self.source),
             "loop": {
                 "heard": {k: list(v) for k, v in self.heard.items()},
                 "best": self.best,
@@ -620,7 +683,11 @@ class Training:
             self._check_weights()
         self.log.flush()
         parts, frozen = self.state()
-        self.checkpoints.save(self.step, parts, frozen, self.best.get("step"))
+        if not self.ranks.alone:
+            parts["loop"]["ranks"], mine = self.ranks.count, own(self)
+            if self.rank:
+                parts, frozen = {f"rank-{self.rank}": mine}, {}
+        self.checkpoints.save(self.step, parts, frozen, self.best.get("step"), self.ranks)
         self._saved = self.step
 
     def _check_weights(self) -> None:
@@ -645,16 +712,8 @@ class Training:
         for average in self.averages:
             for name, mean in average.mean.items():
                 mean.copy_(parts[average.part][name])
-        if "cannot" in parts["source"]:
-            self.voice.say(f"Not exact after this resume: {parts['source']['cannot']}")
-        else:
-            self.source.restore(parts["source"]["state"])
+        restore_own(self, parts)
         loop = parts["loop"]
-        move: Callable[[Any], Any] = lambda v: each(v, lambda t: t.to(self.device))  # noqa: E731
-        self.heard = {
-            k: Loss(v.to(self.device) if isinstance(v, Tensor) else move(v), move(logs), move(seen))
-            for k, (v, logs, seen) in loop["heard"].items()
-        }
         self.best, self.stop_early = loop["best"], loop["stop_early"]
         self.micro = loop.get("micro", self.micro)  # checkpoints before version 0.3 do not say it
         self.log.restore(loop["tally"])
@@ -669,10 +728,11 @@ class Training:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def hear(signum: int, _frame: Any) -> None:
-            if self.signal:
+            if self._asked:
                 raise KeyboardInterrupt  # asked twice: stop at once; the last checkpoint stands
-            self.signal = signum
-            self.voice.say(f"Heard {signal.Signals(signum).name}: finishing this step and saving.")
+            self._asked = signum
+            if self.ranks.alone:
+                self._say_stopping(signum)
 
         try:
             before = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -685,9 +745,9 @@ class Training:
                 signal.signal(s, handler)
 
 
-def _total(values: Mapping[str, Tensor]) -> Tensor:
+def _total(values: Iterable[Tensor]) -> Tensor:
     total: Tensor | None = None
-    for v in values.values():
+    for v in values:
         total = v if total is None else total + v
     assert total is not None, "a loss without any value"
     return total

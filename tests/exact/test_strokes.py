@@ -47,11 +47,12 @@ def test_a_bar_is_as_thick_as_it_was_drawn(angle: float) -> None:
 
 @pytest.mark.parametrize("angle", [0.2, 0.4, math.pi / 4, 1.3])
 def test_a_slanted_bar_is_nearly_so(angle: float) -> None:
+    """A border pixel's centre is 0 to ½ a fine pixel from the border, and ½ is taken off: 4 · ½ / 2 at most."""
     widths = [2.0, 2.5, 3.0, 4.0, 5.0, 6.0]
     found = thickness(bars(widths, angle=angle))
     assert (found.diff() > 0.3 * torch.tensor(widths).diff()).all()
     for w, t in zip(widths, found.tolist(), strict=True):
-        assert w - w * w / (3 * 28) - 0.5 < t < w - w * w / (3 * 28) + 0.2
+        assert w - w * w / (3 * 28) - 1 < t < w - w * w / (3 * 28) + 0.2
 
 
 @pytest.mark.parametrize("shear", [-0.7, -0.2, 0.0, 0.3, 1.0])

@@ -185,7 +185,7 @@ def test_import_train_sample_evaluate_and_load_stay_inside(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_compiled_training_leaves_headers_alone_outside(tmp_path: Path) -> None:
-    """torch.compile starts a compiler, whose compiled headers torch keeps in the temporary folder whatever it is told."""
+    """torch.compile starts a compiler; compiled headers torch keeps in the temporary folder, whatever it is told."""
     code = (
         "import torch\nfrom morphogen.device import choose_device, compiler_works\nchoose_device('cpu')\n"
         "assert compiler_works()\nnet = torch.nn.Linear(4, 4)\nnet.compile()\nnet(torch.ones(2, 4)).sum().backward()"

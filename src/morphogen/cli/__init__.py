@@ -21,7 +21,23 @@ from .. import __version__
 from ..data.table import names as data_sets
 from ..errors import UserError, out_of_memory, unknown
 from ..recipes import names as recipe_names
-from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
+from . import (
+    anomaly,
+    completion,
+    data,
+    directions,
+    doctor,
+    evaluate,
+    interpolate,
+    map,
+    recipe,
+    reconstruct,
+    reflow,
+    restore,
+    runs,
+    sample,
+    train,
+)
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -56,6 +72,12 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
     "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),
+    "reconstruct": Verb(reconstruct.reconstruct),
+    "interpolate": Verb(interpolate.interpolate),
+    "directions": Verb(directions.directions),
+    "map": Verb(map.map_),
+    "anomaly": Verb(anomaly.anomaly),
+    "restore": Verb(restore.restore),
     "data": {"list": Verb(data.list_), "show": Verb(data.show), "get": Verb(data.get)},
     "runs": {
         "list": Verb(runs.list_),
@@ -76,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{word}\t{meaning}" if meaning else word)
         return OK
     debug, machine = "--debug" in words, "--json" in words
-    words = [w for w in words if w not in ("--debug", "--json")]
+    common = [w for w in words if w in ("--debug", "--json")]
+    words = [w for w in words if w not in common]
     try:
-        return _dispatch(words, Tell(machine))
+        return _dispatch(words, Tell(machine, common))
     except BrokenPipeError:  # the reader of a pipe has left: nothing to say to anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -89,12 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
     except Exception as error:
         sentence, code = _judge(error, words)
-        return _fail(sentence, code, debug, machine)
+        return _fail(sentence, code, debug, machine, type(error).__name__ == "Elsewhere")
 
 
-def _fail(sentence: str, code: int, debug: bool, machine: bool) -> int:
+def _fail(sentence: str, code: int, debug: bool, machine: bool, lost: bool = False) -> int:
     if debug:
         traceback.print_exc()
+    if "WORLD_SIZE" in os.environ:  # perhaps one of several processes
+        from ..parallel import part
+
+        sentence, code = part(sentence, code, lost)
+        if not sentence:
+            return code
     if machine:
         print(json.dumps({"event": "error", "text": sentence, "exit": code}), flush=True)
     print(sentence, file=sys.stderr, flush=True)
@@ -109,6 +138,10 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
             f"The training was {error}; the same command continues it: {_typed(words)}",
             128 + int(getattr(error, "signum", 0)),
         )
+    if kind == "Died":
+        return f"{error}; the last checkpoint stands, and the same command continues it: {_typed(words)}", UNEXPECTED
+    if kind == "Elsewhere":
+        return str(error), UNEXPECTED
     if isinstance(error, UserError):
         return str(error), NOT_FINITE if kind == "NotFinite" else MISTAKE
     if out_of_memory(error):

@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
-from .tell import columns
+from .tell import columns, measured
 from .train import fit as fit_run
 from .train import temporary
 
@@ -241,7 +241,7 @@ def _samples(
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = _seen(run, test)
+    seen = seen_items(run, test)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -280,17 +280,18 @@ def _samples(
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """Items of the training data's law. recorded: they are the very items that the model was trained on."""
 
     items: Items
     recorded: bool
 
 
-def _seen(run: Run, test: Items) -> _Seen:
-    """What the run was trained on, from under the sources that augment or pair it; of a density, other draws."""
+def seen_items(run: Run, test: Items) -> Seen:
+    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
     from ..data.augment import Augmented
     from ..data.densities import Drawn, Fresh
+    from ..data.encoded import Encoded
     from ..data.source import Shuffled
     from ..diffusion.coupling import OptimalTransport
 
@@ -299,16 +300,17 @@ def _seen(run: Run, test: Items) -> _Seen:
         source = source.source
     if isinstance(source, Fresh):
         other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return _Seen(Drawn(source.density, len(test), seed=other), recorded=False)
+        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
     if not isinstance(source, Shuffled):
         raise UserError(
             f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
             " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
         )
-    return _Seen(source.items, recorded=True)
+    items = source.items.items if isinstance(source.items, Encoded) else source.items
+    return Seen(items, recorded=True)
 
 
-def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:
+def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:
     """How far the samples are from test items, by the judge's features where there is one, else by the values; and how
     many are copies, where there is something to copy.
     """
@@ -339,11 +341,16 @@ def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> di
 
 def _judge(context: Context, run: Run, given: Run | None, kind: str) -> Run | None:
     """The judge that was given, else the data set's own where that is trained in seconds."""
+    if given is None:
+        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
+    return checked_judge(run, given)
+
+
+def checked_judge(run: Run, given: Run) -> Run:
+    """The judge that was given. UserError unless it reads what this run draws."""
     from ..core import can
     from ..metrics.judge import Judge
 
-    if given is None:
-        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
     if not can(given.model, Judge):
         model = type(given.model).__name__
         raise UserError(f"The run {str(given.path)!r} is a {model}, which reads no classes: give a classifier's run.")
@@ -427,9 +434,6 @@ def described(page: dict[str, Any]) -> str:
     """The measures as a table for a terminal."""
     lines = [f"{_setting(page)}:", ""]
     if page["measures"]:
-        rows = [("measure", "value", "95 % interval", "N", "what it is")]
-        for name, m in page["measures"].items():
-            rows.append((name, f"{m['value']:.4f}", f"{m['low']:.4f} … {m['high']:.4f}", str(m["n"]), m["how"]))
-        lines.append(columns(rows))
+        lines.append(measured(page["measures"]))
     heldout = ", ".join(f"{k} {v:.4g}" for k, v in page["heldout"].items())
     return "\n".join([*lines, "", f"held-out: {heldout}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..data.roots import cache
@@ -33,32 +34,42 @@ def train(
     run: Path | None = None,
     seed: int | None = None,
     device: str | None = None,
+    devices: int = 1,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
     check: bool = False,
-) -> None:
+) -> int | None:
     """Train a recipe into a run folder, or continue the run that is there.
 
     recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
+    devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
+    batch shared out among them.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
-    recipes.load_files(with_)
+    modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
+        if not context.rest and seed is None and not check:
+            if (ended := _shared(context, devices, device)) is None:
+                _continue(context, run, modules, device, data_root, with_)
+            return ended
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
     seed = 0 if seed is None else seed
     from ..device import choose_device
     from ..experiment import check_seed
+    from ..parallel import join
     from ..spec import build, modules_of, spec
 
     check_seed(seed)
     where = choose_device(device)
+    if (ended := _shared(context, devices, device)) is not None:
+        return ended
     with _root(data_root):
         made = found.build(arguments)
         # what is trained is what spec.json builds: weights are a function of the spec and the seed alone
@@ -68,11 +79,49 @@ def train(
             from .check import check_everything
 
             check_everything(context, experiment, seed, str(where), found)
-            return
+            return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
         path = run or Path("runs") / f"{found.short}-{seed}"
         done = fit(context, experiment, path, seed, str(where), note, found.file)
-    _conclude(context, done, found, with_)
+    join().once(lambda: _conclude(context, done, (*with_, *([found.file] if ".py:" in found.name else []))))
+    return None
+
+
+def _continue(
+    context: Context,
+    run: Path,
+    modules: list[ModuleType],
+    device: str | None,
+    data_root: Path | None,
+    files: tuple[Path, ...],
+) -> None:
+    """Continue a run as its spec.json says: what its recipe read (another run, a file of pairs) may be gone by now."""
+    from ..device import choose_device
+    from ..parallel import join
+    from ..spec import build
+
+    page = _page(run)
+    where, seed = str(choose_device(device)), int(page["seed"])
+    with _root(data_root):
+        experiment = build(page["experiment"], modules=modules, assets=run / "assets", seed=seed)
+        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py")
+    join().once(lambda: _conclude(context, done, files))
+
+
+def _shared(context: Context, devices: int, device: str | None) -> int | None:
+    """Start this very command once for each of several devices, unless it was; the exit code, None where it goes on."""
+    from ..device import choose_device
+    from ..parallel import joins, launch
+
+    if devices == 1 or joins():
+        return None
+    import torch
+
+    there, kind = torch.cuda.device_count(), choose_device(device).type
+    if devices < 1 or (kind == "cuda" and devices > there):
+        most = f"1 to {there}, the GPUs of this machine" if kind == "cuda" else "1 or more"
+        raise UserError(f"--devices {devices} cannot be had: give {most}.")
+    return launch(devices, ["-m", "morphogen", *context.typed, *context.tell.words])
 
 
 def fit(
@@ -81,12 +130,16 @@ def fit(
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..disk import copy
     from ..experiment import write_spec
+    from ..parallel import join
     from .receipts import begin
 
-    write_spec(path, experiment, seed, note)
-    if file.is_file() and not (path / "recipe.py").exists():
-        copy(file, path / "recipe.py")
-    begin(path, context.typed, device)
+    def prepare() -> None:
+        write_spec(path, experiment, seed, note)
+        if file.is_file() and not (path / "recipe.py").exists():
+            copy(file, path / "recipe.py")
+        begin(path, context.typed, device)
+
+    join().once(prepare)
     return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
 
 
@@ -131,15 +184,14 @@ def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
     return {f.name: plain(arguments[f.name]) for f in found.flags}
 
 
-def _conclude(context: Context, run: Run, found: Recipe, with_: tuple[Path, ...]) -> None:
+def _conclude(context: Context, run: Run, files: tuple[Path, ...]) -> None:
     from ..report import write
     from .receipts import conclude
 
     result = conclude(run)
     report = write(run.path)
     pictures = sorted((run.path / "samples").glob("*.png"))
-    own = [*with_, *([found.file] if ".py:" in found.name else [])]
-    following = next_commands(run, own)
+    following = next_commands(run, list(files))
     places = {"run": str(run.path), "picture": str(pictures[-1]) if pictures else None, "report": str(report)}
     lines = [
         _story(result),

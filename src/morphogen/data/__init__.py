@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .encoded import Encoded as Encoded
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
@@ -59,6 +60,7 @@ _HOMES = {
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
     ),
     "digits": ("Digits",),
+    "encoded": ("Encoded",),
     "items": ("Pairs", "Stored", "Tensors"),
     "listing": ("index",),
     "medmnist": ("PneumoniaMNIST",),

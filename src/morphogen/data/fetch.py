@@ -71,8 +71,8 @@ def sources(name: str) -> tuple[Remote, ...]:
         return SOURCES[name]
     if name == "pneumoniamnist":
         raise UserError(
-            f"The data set {name!r} is not fetched from here: get {name}.npz from medmnist.com, and put it into a folder"
-            " that MORPHOGEN_DATA names."
+            f"The data set {name!r} is not fetched from here: get {name}.npz from medmnist.com, and put it where"
+            " MORPHOGEN_DATA says."
         )
     if name in names():
         raise UserError(f"The data set {name!r} needs no files: it comes with this package.")

@@ -53,8 +53,8 @@ class PneumoniaMNIST(Stored):
         fits = images.ndim == 3 and images.shape[1:] == (28, 28) and labels.shape in ((len(images), 1), (len(images),))
         if not fits or images.dtype != np.uint8 or labels.dtype.kind not in "iu" or (labels.size and labels.max() > 1):
             raise UserError(
-                f"{str(path)!r} has images {images.dtype} {images.shape} and labels {labels.shape}, not 28x28 bytes with"
-                " a label 0 or 1 each: it is another set; fetch pneumoniamnist.npz again."
+                f"{str(path)!r} has images {images.dtype} {images.shape} and labels {labels.shape}, not 28x28 bytes"
+                " with a label 0 or 1 each: it is another set; fetch pneumoniamnist.npz again."
             )
         x = torch.from_numpy(np.ascontiguousarray(images))[:, None]
         return {"x": x, "cond": {"label": torch.from_numpy(labels.reshape(-1).astype(np.int64))}}

@@ -57,7 +57,7 @@ class Flow(Model):
         if x.shape[1:] != self.shape:
             raise UserError(f"x is {tuple(x.shape[1:])} a sample, and this flow is over floats of shape {self.shape}.")
         one_for_each(len(x), cond, None)
-        z, logdet = self.bijection(x, cond)
+        z, logdet = self.transform(x, cond)
         z = z.flatten(1)
         logp: Tensor = logdet - 0.5 * z.square().sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1]
         return logp
@@ -75,10 +75,16 @@ class Flow(Model):
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
         return self.decode(noise.normal(*self.latent_shape, dtype=like.dtype).to(like.device), cond)
 
+    def transform(
+        self, x: Float[Tensor, " b *shape"], cond: Cond | None = None
+    ) -> tuple[Float[Tensor, " b *latent"], Float[Tensor, " b"]]:
+        """The noise z of data x, and log |det dz/dx| (B,)."""
+        mapped: tuple[Tensor, Tensor] = self.bijection(x, cond or NONE)
+        return mapped
+
     def encode(self, x: Float[Tensor, " b *shape"], cond: Cond | None = None) -> Float[Tensor, " b *latent"]:
         """The noise z of data x."""
-        z: Tensor = self.bijection(x, cond or NONE)[0]
-        return z
+        return self.transform(x, cond)[0]
 
     def decode(self, z: Float[Tensor, " b *latent"], cond: Cond | None = None) -> Float[Tensor, " b *shape"]:
         """The data x of noise z."""

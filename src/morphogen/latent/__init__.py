@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .autoencoder import L1, Autoencoder, Contractive, Sparsity
 from .hierarchical import Ladder, Rung
+from .latent import Latent
 from .likelihood import Bernoulli, Categorical, DiscretisedLogistic, Gaussian, Heteroscedastic
 from .objective import ELBO, IWAE, InfoVAE
 from .posterior import Diagonal, Flowed
@@ -25,6 +26,7 @@ __all__ = [
     "Heteroscedastic",
     "InfoVAE",
     "Ladder",
+    "Latent",
     "Rung",
     "Sparsity",
 ]

@@ -39,6 +39,13 @@ def direction(
     return (v @ wide / spread).to(z.dtype)
 
 
+def spread(value: Shaped[Tensor, " n"], given: Int[Tensor, " n"] | None = None) -> float:
+    """The standard deviation of an attribute, within classes where labels are given."""
+    if given is None:
+        given = torch.zeros(len(value), dtype=torch.long, device=value.device)
+    return float(_centred(value.double()[:, None], given).square().mean().sqrt())
+
+
 def _centred(x: Tensor, label: Tensor) -> Tensor:
     """x (N, d) without the means of its classes."""
     kinds, index = label.unique(return_inverse=True)

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .vectors import Cond, codec_of, conditional
 
 
-class Reconstruction(NamedTuple):
+class Rebuilt(NamedTuple):
     """made: (N, *shape), of each x. error: (N,) the mean squared error of each, float64."""
 
     made: Tensor
@@ -20,7 +20,7 @@ class Reconstruction(NamedTuple):
 
 
 @torch.no_grad()
-def reconstruct(codec: Any, x: Shaped[Tensor, " n *shape"], cond: Cond | None = None) -> Reconstruction:
+def reconstruct(codec: Any, x: Shaped[Tensor, " n *shape"], cond: Cond | None = None) -> Rebuilt:
     """Encode and decode x, all at once. cond: conditions, for a codec that takes them.
 
     Raises UserError where the model is no codec, or gives back another shape than x has.
@@ -32,4 +32,4 @@ def reconstruct(codec: Any, x: Shaped[Tensor, " n *shape"], cond: Cond | None = 
             f"{type(codec).__name__} makes {tuple(made.shape)} of data {tuple(x.shape)}: a codec gives back the shape"
             " that it was given."
         )
-    return Reconstruction(made, (made.double() - x.double()).square().flatten(1).mean(1))
+    return Rebuilt(made, (made.double() - x.double()).square().flatten(1).mean(1))

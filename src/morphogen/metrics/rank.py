@@ -98,19 +98,27 @@ def area(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Area:
     return Area(value, influence)
 
 
+def apart(a: Area, b: Area) -> Area:
+    """By how much one area is above another over the same items."""
+    return Area(a.value - b.value, a.influence - b.influence)
+
+
 def auroc(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"], how: str = "area under the ROC curve") -> Measure:
     """The AUROC with DeLong's 95 % interval. Raises UserError unless there are positives and negatives."""
     return mean_area([area(score, positive)], f"{how}, {int(positive.sum())} positives, DeLong's interval")
 
 
-def mean_area(areas: Sequence[Area], how: str) -> Measure:
-    """The mean of areas over the same items, with DeLong's 95 % interval. Raises UserError where there is none."""
+def mean_area(areas: Sequence[Area], how: str, low: float = 0.0) -> Measure:
+    """The mean of areas over the same items, with DeLong's 95 % interval. Raises UserError where there is none.
+
+    low: the lowest value that can be, -1 where the areas are `apart`.
+    """
     if not areas:
         raise UserError("There is no area to take the mean of: give at least one.")
     value = sum(a.value for a in areas) / len(areas)
     influence = torch.stack([a.influence for a in areas]).mean(0)
     half = Z95 * float(influence.square().sum().sqrt())
-    return Measure(value, max(0.0, value - half), min(1.0, value + half), len(influence), how)
+    return Measure(value, max(low, value - half), min(1.0, value + half), len(influence), how)
 
 
 def _both(score: Tensor, positive: Tensor) -> None:

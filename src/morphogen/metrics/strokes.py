@@ -11,7 +11,7 @@ by −s times the vertical one, so an upright shape (μ_xy = 0) sheared by s has
     s = −μ_xy / μ_yy,     slant = atan s        degrees; to the right is positive.
 
 Ink is what is above half of the picture's own range, after enlarging by a whole factor, so that grey borders count.
-Slanted borders read up to half a pixel too thin, and strokes below two pixels up to one too thick.
+Slanted borders read up to a pixel too thin (0.7 at 45°), and strokes below two pixels up to one too thick.
 Sources: Castro, Tan, Kainz, Konukoglu & Glocker 2019, "Morpho-MNIST", arXiv:1809.10780 (the measures); Felzenszwalb &
 Huttenlocher 2012, "Distance transforms of sampled functions" (the exact transform, an axis at a time). Departure: the
 mean is over the ink, not over its skeleton, which is another algorithm with choices of its own.
