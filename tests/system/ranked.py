@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morphogen as mg
-from morphogen.core import Batch, Loss, Model, Noise, Phase, everyone, keys
-from morphogen.data.densities import Drawn, Fresh, eight_gaussians
+from morphogen.core import Batch, Loss, Model, Noise, Phase, everyone
+from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.hooks import Voice
 from morphogen.log import read
-from morphogen.optim import SGD, AdamW
+from morphogen.optim import AdamW
 
 # ---- models --------------------------------------------------------------------------------------------------------
 
