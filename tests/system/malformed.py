@@ -17,7 +17,6 @@ are kept below a few thousand here.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -32,7 +31,6 @@ import signal
 import struct
 import sys
 import tarfile
-import tempfile
 import time
 import traceback
 import warnings
@@ -57,7 +55,7 @@ from morphogen.hooks import Voice
 from morphogen.log import Log, read
 from morphogen.spec import build
 
-from .lives import here
+from .lives import asked, tell
 
 LIMIT = 20  # seconds of one input
 MEMORY = 3 << 30  # bytes of address space of a worker
@@ -610,19 +608,11 @@ def campaign(n: int, folder: Path, *, begin: int = 0, only: str = "") -> dict[st
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=1_000_000)
-    parser.add_argument("--begin", type=int, default=0)
-    parser.add_argument("--readers", default="", help="only these, by comma: " + ", ".join(_READERS))
-    parser.add_argument("--only", type=int, help="one input, with its traceback")
-    asked = parser.parse_args()
-    here("malformed")
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as temp:
-        os.environ["MORPHOGEN_CACHE"] = temp + "/inside/cache"
-        if asked.only is None:
-            print(json.dumps(campaign(asked.n, Path(temp), begin=asked.begin, only=asked.readers)))
-        else:
-            Path(temp, "inside").mkdir()
-            chosen = [n for n, r in _READERS.items() for _ in range(r.share) if asked.readers in ("", n)]
-            one(World(Path(temp, "inside")), asked.only, Fence(("/",)), chosen, Shared(), debug=True)
+    told = asked("malformed", n=1_000_000, begin=0, readers="", only=-1)
+    os.environ["MORPHOGEN_CACHE"] = told.folder + "/inside/cache"
+    if told.only < 0:
+        tell(campaign(told.n, Path(told.folder), begin=told.begin, only=told.readers), told.record)
+    else:
+        (inner := Path(told.folder, "inside")).mkdir()
+        chosen = [n for n, r in _READERS.items() for _ in range(r.share) if told.readers in ("", n)]
+        one(World(inner), told.only, Fence(("/",)), chosen, Shared(), debug=True)
