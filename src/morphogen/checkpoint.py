@@ -31,6 +31,7 @@ from .errors import UserError
 from .parallel import ALONE, Ranks
 
 MANIFEST, STATE = "manifest.json", "state.json"
+_MISTAKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # JSON that is not what was written
 
 
 class Damaged(Exception):
@@ -178,7 +179,7 @@ class Checkpoints:
         """The steps with a checkpoint folder, whole or not, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
@@ -270,7 +271,14 @@ class Checkpoints:
         body, _, end = raw[:-1].rpartition(b"\n")
         if raw[-1:] != b"\n" or hashlib.sha256(body).hexdigest().encode() != end:
             raise Damaged(f"{MANIFEST} does not match its own hash")
-        manifest: dict[str, Any] = json.loads(body)
+        try:
+            manifest: dict[str, Any] = json.loads(body)
+            for entry in manifest["files"].values():
+                if Path(entry["file"]).name != entry["file"]:  # never outside the run's own folders
+                    raise ValueError
+                entry["size"], entry["sha256"]
+        except _MISTAKEN:
+            raise Damaged(f"{MANIFEST} is no list of files") from None
         return manifest
 
     def _files(self, step: int) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -296,11 +304,14 @@ class Checkpoints:
         """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
         self.verify(step)
         files = {n: p for n, p, _ in self._files(step)}
-        skeleton: dict[str, Any] = {}
-        for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
-            skeleton |= json.loads(path.read_bytes())["parts"]
         tensors = {n: load_tensors(p) for n, p in files.items() if p.suffix == ".safetensors"}
-        parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
+        try:
+            skeleton: dict[str, Any] = {}
+            for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
+                skeleton |= json.loads(path.read_bytes())["parts"]
+            parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
+        except (OSError, *_MISTAKEN) as error:
+            raise Damaged(f"{STATE} holds no state ({type(error).__name__})") from error
         return parts | {"frozen": tensors.get("frozen", {})}
 
     def newest(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:

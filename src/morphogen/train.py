@@ -33,7 +33,7 @@ from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State
 from .device import choose_device, compiler_works, recompute
 from .disk import make
 from .errors import UserError, out_of_memory, unknown
-from .experiment import Data, fit_weights
+from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log, Unwritten
@@ -707,6 +707,10 @@ class Training:
         """Continue from a checkpoint's parts."""
         self.step = self.model.step = self._saved = step
         fit_weights(self.model, parts, step)
+        with fitting(step):
+            self._take_up(parts)
+
+    def _take_up(self, parts: dict[str, Any]) -> None:
         for i, optimiser in enumerate(self._optimisers()):
             restore_optimiser(optimiser, self.names, parts["optim"][str(i)])
         for average in self.averages:
