@@ -67,6 +67,8 @@ class Model(Net):
 
     step: steps finished before the present one began; written by the trainer and saved.
     scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
+    whole: names of the parts that a loss differentiates by itself (a critic with a gradient penalty, the layer of an
+    adaptive weight): training on many devices leaves them whole on each.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
     one_law: whether `elbo` bounds the very law of which `log_prob` is the density. A diffusion's does not: one is of
     its reverse process, the other of its probability flow, and only an exact net makes them one.
@@ -74,6 +76,7 @@ class Model(Net):
 
     step: int = 0
     scaffold: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
     one_law: ClassVar[bool] = True
 

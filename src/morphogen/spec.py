@@ -31,8 +31,6 @@ PACKAGE = __name__.partition(".")[0]
 class Remembers:
     """Mixin: the instance remembers its constructor's arguments, for `spec`."""
 
-    __slots__ = ()
-
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
         self.__dict__["_call"] = (args, kwargs)

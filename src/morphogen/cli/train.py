@@ -34,6 +34,7 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     devices: int = 1,
+    shard: bool = False,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
@@ -45,7 +46,8 @@ def train(
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
     devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
-    batch shared out among them.
+    batch shared out among them. shard: give each device a piece of the weights only (FSDP): for a model that is too
+    large for one, as it is slower where all fits.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
@@ -66,6 +68,8 @@ def train(
     if devices != 1 and not joins():
         return _launch(context, devices, where.type)
     ranks = join()
+    if shard and ranks.alone:
+        raise UserError("--shard shares the weights out among several devices: say how many, --devices 2.")
     with _root(data_root):
         made = found.build(arguments)
         # what is trained is what spec.json builds: weights are a function of the spec and the seed alone
@@ -78,7 +82,7 @@ def train(
             return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
         path = run or Path("runs") / f"{found.short}-{seed}"
-        done = fit(context, experiment, path, seed, str(where), note, found.file)
+        done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
     ranks.once(lambda: _conclude(context, done, found, with_))
     return None
 
@@ -87,7 +91,7 @@ def _launch(context: Context, devices: int, kind: str) -> int:
     """Start this very command once for each device."""
     import torch
 
-    from ..parallel import launch
+    from ..parallel.launch import launch
 
     there = torch.cuda.device_count()
     if devices < 1 or (kind == "cuda" and devices > there):
@@ -97,7 +101,14 @@ def _launch(context: Context, devices: int, kind: str) -> int:
 
 
 def fit(
-    context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
+    context: Context,
+    experiment: Experiment,
+    path: Path,
+    seed: int,
+    device: str,
+    note: dict[str, Any],
+    file: Path,
+    shard: bool = False,
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..experiment import write_spec
@@ -111,7 +122,8 @@ def fit(
         begin(path, context.typed, device)
 
     join().once(prepare)
-    return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
+    voice = context.tell.voice()
+    return experiment.train(path, seed=seed, device=device, recipe=note, voice=voice, shard=shard)
 
 
 def _page(run: Path) -> dict[str, Any]:
