@@ -61,18 +61,22 @@ class Experiment(Remembers):
         voice: Voice | None = None,
         recipe: Mapping[str, Json] | None = None,
         until: int | None = None,
+        shard: bool = False,
     ) -> Run:
         """Train into the run folder `run` (made, or continued where it holds this experiment) and return it.
 
         The model is trained in place, starting from the weights it has. recipe: how the experiment was made (name,
-        arguments), noted in the run. until: stop after this step, as if interrupted.
+        arguments), noted in the run. until: stop after this step, as if interrupted. shard: where several processes
+        train, each holds a piece of the weights only (docs/parallel.md).
         Raises UserError where the folder holds another experiment, naming the difference.
         """
         from .parallel import join
 
         run = Path(run)
         join().once(lambda: write_spec(run, self, seed, recipe))
-        self.trainer.fit(self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until)
+        self.trainer.fit(
+            self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until, shard=shard
+        )
         return load(run, modules=modules_of(self), device=device)
 
 

@@ -39,7 +39,6 @@ class Remembers:
     pins: arguments that are written down as the attribute of that name says, whatever was given (a file's hash).
     """
 
-    __slots__ = ()
     pins: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
