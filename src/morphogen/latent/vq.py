@@ -111,7 +111,7 @@ class VQVAE(Model):
         said = self.quantiser(z)
         logs = {"quantiser": said.loss.detach(), "perplexity": perplexity(self.quantiser.usage()).mean()}
         seen = {"z": z.detach(), "codes": said.codes, "key": batch["key"]}
-        return Recoded(self._decoded(said.z), said.loss, logs, seen)
+        return Recoded(self.decode_vectors(said.z), said.loss, logs, seen)
 
     def loss(self, batch: Batch) -> Loss:
         """Mean error of the reconstruction and what the quantiser adds."""
@@ -141,7 +141,8 @@ class VQVAE(Model):
 
     def decode(self, z: Int[Tensor, " b *size"]) -> Float[Tensor, " b *shape"]:
         """x̂ of codes."""
-        return self._decoded(self.quantised(z))
+        return self.decode_vectors(self.quantised(z))
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def decode_vectors(self, z: Tensor) -> Tensor:
+        """x̂ of vectors (B, dim, *size), which need not be of the code book."""
         return cropped(self.decoder(z), self.shape)
