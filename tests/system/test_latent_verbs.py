@@ -17,7 +17,7 @@ from morphogen.cli import main
 from morphogen.cli.recipe import load_file as load_module
 from morphogen.data import Digits
 from morphogen.experiment import load
-from morphogen.latent.pca import chosen, principal
+from morphogen.latent.pca import explaining, principal
 from morphogen.latent.reconstruct import reconstruct
 from morphogen.metrics.psnr import psnr
 
@@ -138,7 +138,7 @@ def test_anomalies_of_runs_that_saw_one_class(made: Path, capsys: pytest.Capture
     score = reconstruct(codec, batch["x"]).error
     assert answer["strangest"] == score.argsort(descending=True)[:3].tolist()
     seen = Digits("train").take(torch.arange(1437))
-    rank = len(chosen(seen["x"][seen["cond"]["label"] == 1]).axes)
+    rank = len(explaining(seen["x"][seen["cond"]["label"] == 1]).axes)
     assert f"error of {rank} components" in answer["measures"]["AUROC, PCA"]["how"]
     assert value(answer, "AUROC, above PCA") == pytest.approx(
         value(answer, "AUROC, error") - value(answer, "AUROC, PCA")

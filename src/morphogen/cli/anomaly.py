@@ -67,11 +67,11 @@ def anomaly(
     elbo or log_prob, of the likelihood (default: the first that the model can). normal: the classes that are normal, by
     name or number (default: those that it was trained on, where it saw some alone).
     also: runs of other normal classes over the same held-out items: the mean area of all. pca: measure principal
-    components beside it, fitted to the same training items, as many as explain a fifth of these best that was held
-    out. n: how many held-out items, -1 for all. show: how many of the strangest to draw.
-    seed: which items. out: the picture of the strangest to write (default: anomaly.png in the run, and roc.png beside
-    it). checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the
-    run's first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
+    components beside it, of the same training items, as many as keep nine tenths of their variance.
+    n: how many held-out items, -1 for all. show: how many of the strangest to draw. seed: which items.
+    out: the picture of the strangest to write (default: anomaly.png in the run, and roc.png beside it).
+    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's
+    first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
     classes of yours which the run uses.
     """
     path = out or run / "anomaly.png"
@@ -195,15 +195,13 @@ def _trained_on(run: Run) -> Any:
 
 
 def _components(run: Run, seed: int) -> Components:
-    """Principal components of the training items; their number is that whose density explains best a fifth of these
-    that was held out. No test item is looked at.
-    """
-    from ..latent.pca import chosen
+    """As many principal components of the training items as keep nine tenths of their variance."""
+    from ..latent.pca import explaining
 
     items = _trained_on(run)
     if items is None:
         raise UserError(f"The data of {str(run.path)!r} are no recorded items to fit components to: leave --pca out.")
-    return chosen(some(items, 10_000, seed).x, seed=seed)
+    return explaining(some(items, 10_000, seed).x)
 
 
 def _drawn(run: Run, scored: _Scored, rows: Tensor, path: Path) -> list[Path]:
