@@ -31,10 +31,12 @@ class Posterior(Net):
     """q(z|x) and p(z). shape: of the z (B, *shape) that the decoder takes.
 
     doubly: whether the density of q can be had with its parameters stopped, as DReG wants it.
+    normal: whether p(z) is the standard normal law of z.
     """
 
     shape: tuple[int, ...]
     doubly: bool = False
+    normal: bool = True
 
     @abstractmethod
     def infer(self, x: Tensor, cond: Cond, noise: Noise) -> tuple[Tensor, Tensor]:
