@@ -119,7 +119,7 @@ class Latent(Model):
             return drawn
         x, cond = batch["x"], batch.get("cond") or NONE
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # as Encoded does, whatever is trained
-            if isinstance(self.codec, Infers):
+            if isinstance(self.codec, Infers) and can(self.codec, Infers):
                 z, _ = self.codec.infer(x, cond, noise=Noise(keys(batch["key"], _DRAW)))
                 return z
             return self.encode(x, cond)
@@ -163,7 +163,7 @@ class Latent(Model):
         """A lower bound of the log-density (B,), nats, by one draw of the posterior: a function of x alone unless
         `noise` is given.
         """
-        if isinstance(self.codec, Infers):
+        if isinstance(self.codec, Infers) and can(self.codec, Infers):
             z, known = self.codec.infer(x, cond, noise=Noise.of(x) if noise is None else noise)
         else:
             z, known = self.codec.transform(x, cond)  # type: ignore[operator]
@@ -179,7 +179,7 @@ class Latent(Model):
     def likelihood(self, method: str) -> str:
         """How `log_prob` or `elbo` is computed, in a clause."""
         of = "log_prob" if can(self.prior, LogProb) else "elbo"
-        way = "one draw of the codec's posterior" if isinstance(self.codec, Infers) else "an invertible codec"
+        way = "one draw of the codec's posterior" if can(self.codec, Infers) else "an invertible codec"
         said = getattr(self.prior, "likelihood", None)
         own = f" ({said(of)})" if callable(said) else ""
         return f"{way}, and the {of} of a {type(self.prior).__name__}{own}"
