@@ -67,6 +67,8 @@ class Model(Net):
 
     step: steps finished before the present one began; written by the trainer and saved.
     scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
+    whole: names of the parts that a loss differentiates by itself (a critic with a gradient penalty, the layer of an
+    adaptive weight): training on many devices leaves them whole on each.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
     discrete: whether `log_prob` and `elbo` are log-probabilities of values that can be counted (levels of pixels,
     codes, tokens), and not densities over real numbers.
@@ -76,6 +78,7 @@ class Model(Net):
 
     step: int = 0
     scaffold: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
     discrete: bool = False
     one_law: ClassVar[bool] = True

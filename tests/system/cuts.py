@@ -24,8 +24,6 @@ Some of the cut runs are continued, and must end in the same bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -43,7 +41,7 @@ from morphogen.log import read
 from morphogen.posthoc import Snapshots
 
 from . import trap
-from .lives import command, differences, here, image, recipe, state, timeless, train, warm
+from .lives import asked, command, differences, image, recipe, state, tell, timeless, train, warm
 from .trap import Call, Counters, How
 
 _CREATE, _TRUNCATE, _WRITE, _SHARED = os.O_CREAT, os.O_TRUNC, 2, 1
@@ -359,16 +357,8 @@ def campaign(n: int, folder: Path, *, plant: str = "", seed: int = 0, continued:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--continued", type=float, default=0.02)
-    parser.add_argument("--plant", choices=sorted(PLANTS), default="")
-    asked = parser.parse_args()
     if reason := trap.missing():
         sys.exit(reason)
-    here("cuts")
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as temp:
-        found = campaign(asked.n, Path(temp), plant=asked.plant, seed=asked.seed, continued=asked.continued)
-    print(json.dumps(found))
+    told = asked("cuts", n=10_000, seed=0, continued=0.02, plant="")
+    found = campaign(told.n, Path(told.folder), plant=told.plant, seed=told.seed, continued=told.continued)
+    tell(found, told.record)

@@ -90,8 +90,8 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code (see `morphogen --help`)."""
+def main(argv: Sequence[str] | None = None, typed: Sequence[str] = ()) -> int:
+    """Run a command line; returns the exit code (see `morphogen --help`). typed: what the user typed, if not that."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--complete"]:  # asked by a shell, which wants candidates or silence
         for word, meaning in completion.candidates(words[1:], VERBS, _COMMON):
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = [w for w in words if w in ("--debug", "--json")]
     words = [w for w in words if w not in common]
     try:
-        return _dispatch(words, Tell(machine, common))
+        return _dispatch(words, Tell(machine, common), list(typed) or words)
     except BrokenPipeError:  # the reader of a pipe has left: nothing to say to anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # asked twice
             return 128 + signal.SIGINT
     except Exception as error:
-        sentence, code = _judge(error, words)
+        sentence, code = _judge(error, typed or words)
         return _fail(sentence, code, debug, machine, type(error).__name__ == "Elsewhere")
 
 
@@ -182,7 +182,7 @@ def _typed(words: Sequence[str]) -> str:
     return command(list(words))
 
 
-def _dispatch(words: list[str], tell: Tell) -> int:
+def _dispatch(words: list[str], tell: Tell, typed: list[str]) -> int:
     if "--version" in words[:1]:
         tell.answer("version", {"morphogen": __version__}, f"morphogen {__version__}")
         return OK
@@ -208,7 +208,7 @@ def _dispatch(words: list[str], tell: Tell) -> int:
         print(_verb_help(verb, flags, command, [w for w in rest if w not in ("-h", "--help")]))
         return OK
     line = scan(rest, flags, command, verb.alias)
-    context = Context(tell, words, command, line.rest, flags)
+    context = Context(tell, typed, command, line.rest, flags)
     if verb.more is None:
         context.options([], command)
     return verb.do(context, **line.values) or OK

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checks import one_for_each
+from ..checks import learnable, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, size
 from ..errors import UserError
 from .bound import iwae
@@ -55,8 +55,9 @@ class VAE(Model):
         self.shape, self.latent_shape, self.discrete = likelihood.shape, posterior.shape, likelihood.discrete
 
     def start(self, batch: Batch) -> None:
-        """Look at the first data: are they the likelihood's?"""
+        """Look at the first data: are they the likelihood's, and of the net's precision?"""
         self.law.check(batch["x"])
+        learnable(batch["x"], self.shape, self.decoder)
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """The samples; a batch is never split where the objective mixes them."""
