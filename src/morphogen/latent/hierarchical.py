@@ -45,7 +45,7 @@ class Rung(Net):
 class Ladder(Posterior):
     """Rungs from the one nearest to x to the top. Raises UserError unless the top, and it alone, has no `down`."""
 
-    normal = False
+    standard = False
 
     def __init__(self, *rungs: Rung) -> None:
         super().__init__()

@@ -70,10 +70,10 @@ class Latent(Model):
         super().__init__()
         _fitting(codec, prior)
         self.codec, self.prior = codec.requires_grad_(False).eval(), prior
-        self.latent_shape: tuple[int, ...] = tuple(codec.latent_shape)
+        self.latent_shape: tuple[int, ...] = tuple(self.codec.latent_shape)
         self.discrete_latents = getattr(codec, "codes", None) is not None
         self.discrete = codec.discrete
-        self._told = ["cond" in inspect.signature(f).parameters for f in (codec.encode, codec.decode)]
+        self._told = ["cond" in inspect.signature(f).parameters for f in (self.codec.encode, self.codec.decode)]
         self.register_buffer("mean", torch.zeros(self.latent_shape[0], *(1,) * (len(self.latent_shape) - 1)))
         self.register_buffer("std", torch.ones(()))
         density = can(prior, LogProb)

@@ -53,8 +53,8 @@ class VAE(Model):
         super().__init__()
         objective.check(posterior)
         self.posterior, self.decoder, self.law, self.objective = posterior, decoder, likelihood, objective
-        self.lacks = () if posterior.normal else (Infers,)
         self.shape, self.latent_shape, self.discrete = likelihood.shape, posterior.shape, likelihood.discrete
+        self.lacks = () if posterior.standard else (Infers,)
 
     def start(self, batch: Batch) -> None:
         """Look at the first data: are they the likelihood's, and of the net's precision?"""
