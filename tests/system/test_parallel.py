@@ -120,3 +120,36 @@ def test_every_model_of_the_library_trains_alike_on_two_processes(tmp_path: Path
     first, _ = together("library", tmp_path)
     for name, lines in alone(ranked.library, tmp_path / "alone").items():
         assert name in EXCEPTED or apart(lines, first[name]) < 1e-6, name
+
+
+# ---- weights in pieces, and checkpoints ----------------------------------------------------------------------------
+
+
+def numbers(found: Any) -> list[float]:
+    """All numbers in what a job found, in order."""
+    if isinstance(found, dict):
+        return [n for k in found for n in numbers(found[k]) if k not in ("rows", "said")]
+    return [n for v in found for n in numbers(v)] if isinstance(found, list) else [found]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trainings of two processes: straight through in `straight`, saved half-way in `half`."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("straight", "half"):
+        (folder / name).mkdir()
+    together("ended", folder / "straight")
+    together("begun", folder / "half")
+    return folder
+
+
+@pytest.mark.usefixtures("double")
+def test_weights_in_pieces_train_and_serve_as_whole_ones(runs: Path, tmp_path: Path) -> None:
+    """Losses, held-out metrics, averages, and sample, log_prob, encode, decode and act."""
+    one = alone(ranked.pieces, tmp_path / "alone")
+    first, second = (json.loads((runs / "straight" / f"ended-{r}.json").read_text())["pieces"] for r in (0, 1))
+    for name in one:
+        rows = [found[name].pop("rows") for found in (one, first, second)]
+        assert first[name] == second[name]
+        assert numbers(first[name]) == pytest.approx(numbers(one[name]), rel=1e-9, abs=1e-9), name
+        assert max(rows[1:]) < 0.75 * rows[0], "each rank holds but a part"
