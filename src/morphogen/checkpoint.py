@@ -10,9 +10,11 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .core import State
+from .disk import make, settle, sync, write
 from .errors import UserError
 from .parallel import ALONE, Ranks
 
 MANIFEST, STATE = "manifest.json", "state.json"
+_MISTAKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # JSON that is not what was written
 
 
 class Damaged(Exception):
@@ -111,24 +115,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    fd = os.open(path, os.O_RDONLY)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, note: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors that share no memory to a safetensors file, and flush it to the disk.
+
+    Raises OSError where the system refuses: of that, safetensors' own error has but the number within its text.
+    """
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        save_file(dict(tensors), path, note)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    sync(path)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file by `text` in one step: a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `Damaged` where there are none to be had."""
+    try:
+        return load_file(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch, which maps the file, has its own
+        raise Damaged(f"{path.name} cannot be read ({error})") from error
 
 
 def claim(run: Path) -> IO[str]:
@@ -173,8 +180,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _holds(path: Path, name: str) -> bool:
     """Whether the file is there and holds the tensors whose digest is `name`, undamaged."""
     try:
-        return path.exists() and digest(load_file(path)) == name
-    except (OSError, SafetensorError):
+        return path.exists() and digest(load_tensors(path)) == name
+    except Damaged:
         return False
 
 
@@ -202,7 +209,7 @@ class Checkpoints:
         """The steps with a checkpoint folder, whole or not, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
@@ -229,17 +236,14 @@ class Checkpoints:
                 tensors: dict[str, Tensor] = {}
                 skeleton[name] = pack(state, tensors)
                 if tensors:
-                    save_file(_separate(tensors), partial / f"{name}.safetensors")
-                    sync(partial / f"{name}.safetensors")
-            write(
-                partial / (f"{of_rank(ranks.rank)}.json" if ranks.rank else STATE),
-                json.dumps({"step": step, "parts": skeleton}),
-            )
+                    save_tensors(_separate(tensors), partial / f"{name}.safetensors")
+            state_file = f"{of_rank(ranks.rank)}.json" if ranks.rank else STATE
+            write(partial / state_file, json.dumps({"step": step, "parts": skeleton}))
         ranks.once(lambda: self._finish(step, partial, final, frozen, best))
         return final
 
     def _room(self, partial: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make(self.folder)
         for left in self.folder.glob(".*"):  # by a kill or a full disk
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
@@ -262,12 +266,10 @@ class Checkpoints:
         name = digest(tensors)
         path = self.frozen / f"{name}.safetensors"
         if not _holds(path, name):
-            self.frozen.mkdir(exist_ok=True)
+            make(self.frozen)
             partial = path.with_suffix(".partial")
-            save_file(_separate(tensors), partial)
-            sync(partial)
-            os.replace(partial, path)
-            sync(self.frozen)
+            save_tensors(_separate(tensors), partial)
+            settle(partial, path)
         return path
 
     def _prune(self, newest: int, best: int | None) -> None:
@@ -277,9 +279,9 @@ class Checkpoints:
         for step in kept - {*sound[-self.keep :], best}:
             self._remove(self.path(step))
             kept.discard(step)
-        if self.frozen.is_dir():
-            used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept if self._sound(step)}
-            for path in self.frozen.iterdir():
+        with contextlib.suppress(Damaged):  # what a checkpoint needs that cannot be read is not known: all stays
+            used = {self._manifest(step)["files"].get("frozen", {}).get("file") for step in kept}
+            for path in self.frozen.iterdir() if self.frozen.is_dir() else ():
                 if path.name not in used:
                     path.unlink()
 
@@ -300,15 +302,15 @@ class Checkpoints:
         body, _, end = raw[:-1].rpartition(b"\n")
         if raw[-1:] != b"\n" or hashlib.sha256(body).hexdigest().encode() != end:
             raise Damaged(f"{MANIFEST} does not match its own hash")
-        manifest: dict[str, Any] = json.loads(body)
-        return manifest
-
-    def _sound(self, step: int) -> bool:
         try:
-            self._manifest(step)
-        except Damaged:
-            return False
-        return True
+            manifest: dict[str, Any] = json.loads(body)
+            for entry in manifest["files"].values():
+                if Path(entry["file"]).name != entry["file"]:  # never outside the run's own folders
+                    raise ValueError
+                entry["size"], entry["sha256"]
+        except _MISTAKEN:
+            raise Damaged(f"{MANIFEST} is no list of files") from None
+        return manifest
 
     def _files(self, step: int) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         for name, entry in self._manifest(step)["files"].items():
@@ -318,11 +320,11 @@ class Checkpoints:
     def verify(self, step: int) -> None:
         """Raise `Damaged` unless every byte of the checkpoint is the one that was written."""
         for name, path, entry in self._files(step):
-            if not path.is_file():
-                raise Damaged(f"{name} is missing")
-            if path.stat().st_size != entry["size"]:
-                raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
             try:
+                if not path.is_file():
+                    raise Damaged(f"{name} is missing")
+                if path.stat().st_size != entry["size"]:
+                    raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
                 sound = hash_file(path) == entry["sha256"]
             except OSError as error:
                 raise Damaged(f"{name} cannot be read ({error.strerror})") from error
@@ -333,17 +335,20 @@ class Checkpoints:
         """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
         self.verify(step)
         files = {n: p for n, p, _ in self._files(step)}
+        tensors = {n: load_tensors(p) for n, p in files.items() if p.suffix == ".safetensors"}
         skeleton: dict[str, Any] = {}
-        for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
-            skeleton |= json.loads(path.read_bytes())["parts"]
-        tensors = {n: load_file(p) for n, p in files.items() if p.suffix == ".safetensors"}
         parts: dict[str, Any] = {}
         others: list[dict[str, dict[str, Tensor]]] = []  # of each rank but the first: its pieces by part
-        for name in sorted(skeleton, key=lambda name: (not _ranks(name), _ranks(name))):
-            held = tensors.get(f"{name}.safetensors", {})
-            parts[name] = unpack(skeleton[name], held, [o.get(name, {}) for o in others])
-            if _ranks(name):
-                others.append(parts[name].pop("pieces"))
+        try:
+            for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
+                skeleton |= json.loads(path.read_bytes())["parts"]
+            for name in sorted(skeleton, key=lambda name: (not _ranks(name), _ranks(name))):
+                held = tensors.get(f"{name}.safetensors", {})
+                parts[name] = unpack(skeleton[name], held, [o.get(name, {}) for o in others])
+                if _ranks(name):
+                    others.append(parts[name].pop("pieces"))
+        except (OSError, *_MISTAKEN) as error:
+            raise Damaged(f"{STATE} holds no state ({type(error).__name__})") from error
         return parts | {"frozen": tensors.get("frozen", {})}
 
     def newest(self, say: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:

@@ -70,6 +70,8 @@ class Model(Net):
     whole: names of the parts that a loss differentiates by itself (a critic with a gradient penalty, the layer of an
     adaptive weight): training on many devices leaves them whole on each.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
+    discrete: whether `log_prob` and `elbo` are log-probabilities of values that can be counted (levels of pixels,
+    codes, tokens), and not densities over real numbers.
     one_law: whether `elbo` bounds the very law of which `log_prob` is the density. A diffusion's does not: one is of
     its reverse process, the other of its probability flow, and only an exact net makes them one.
     """
@@ -78,6 +80,7 @@ class Model(Net):
     scaffold: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
+    discrete: bool = False
     one_law: ClassVar[bool] = True
 
     def loss(self, batch: Batch) -> Loss:
@@ -223,6 +226,17 @@ class Bounds(Protocol):
 
 
 @runtime_checkable
+class Importance(Protocol):
+    """Can weigh draws of its latents, which makes its bound as tight as one has patience for. Who asks: metrics."""
+
+    def importance(
+        self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, k: int = 1000, noise: Noise | None = None
+    ) -> Tensor:
+        """Log of the mean of k importance weights (B,), nats: in the mean below the log-density, and rising with k."""
+        ...
+
+
+@runtime_checkable
 class Codec(Protocol):
     """A way to latents and back. Who asks: latent priors, interpolation, reconstruction."""
 
@@ -232,6 +246,24 @@ class Codec(Protocol):
 
     def decode(self, z: Any) -> Tensor:
         """Data (B, ...) of latents z."""
+        ...
+
+
+@runtime_checkable
+class Infers(Protocol):
+    """A codec whose latents have a law given x. Who asks: latent priors, for training and for their bound."""
+
+    def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
+        """A draw z of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: with log p(z) of any prior, its bound."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A codec that loses nothing and has a Jacobian. Who asks: latent priors, for their exact density."""
+
+    def transform(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """z of x, and log |det dz/dx| (B,), nats."""
         ...
 
 
@@ -381,6 +413,14 @@ class Noise:
     def seeded(cls, seed: int, n: int, *, start: int = 0, device: torch.device | str = "cpu") -> Noise:
         """Noise of n samples numbered from `start` under `seed`."""
         return cls(keys(torch.arange(start, start + n, device=device), seed))
+
+    @classmethod
+    def of(cls, x: Tensor) -> Noise:
+        """Noise keyed by the numbers in each x (B, ...): the same x has the same noise, in any batch."""
+        with torch.no_grad():
+            bits = (x.detach().flatten(1).double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
+            place = torch.arange(bits.shape[1], device=x.device)
+            return cls(keys(keys(bits ^ keys(place)).sum(1)))  # sums wrap
 
     def __len__(self) -> int:
         return self.key.shape[0]

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from .disk import make, write
 from .errors import UserError, unknown
-from .spec import Json, Remembers, adopt_assets, build, differences, modules_of, spec
+from .spec import Asset, Json, Remembers, adopt_assets, build, differences, modules_of, remembered, spec
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,15 @@ class Experiment(Remembers):
     """A model, its data and its trainer: what a recipe returns."""
 
     def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
+        from .core import Model
+
         if not isinstance(data, Data):
             raise UserError(
                 f"An Experiment(model, data, trainer) was given a {type(data).__name__} as data: give Data(train, …)."
+            )
+        if not isinstance(model, Model):
+            raise UserError(
+                f"An Experiment(model, data, trainer) was given a {type(model).__name__} as model: give a Model."
             )
         self.model, self.data, self.trainer = model, data, trainer
 
@@ -82,7 +89,6 @@ class Experiment(Remembers):
 def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None) -> None:
     """Write `spec.json`, or hold the one that is there against the experiment."""
     from . import __version__
-    from .checkpoint import write
 
     check_seed(seed)
     if run.exists() and not run.is_dir():
@@ -93,7 +99,7 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         leftovers = {"assets", "spec.json.partial"}  # of a kill during the lines below
         if run.is_dir() and not path.exists() and any(p.name not in leftovers for p in run.iterdir()):
             raise UserError(f"The folder {str(run)!r} is not empty and holds no run: name another one (--run FOLDER).")
-        run.mkdir(parents=True, exist_ok=True)
+        make(run)
         adopt_assets(graph, run / "assets")
         page = {"format": FORMAT, "morphogen": __version__, "seed": seed, "recipe": recipe, "experiment": graph}
         write(path, json.dumps(page, indent=1) + "\n")
@@ -125,8 +131,9 @@ def read_spec(run: str | Path) -> dict[str, Any]:
     try:
         page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = page["format"]
-        page["experiment"]["args"], int(page["seed"])
-    except (ValueError, KeyError, TypeError):
+        page["experiment"]["args"]
+        check_seed(int(page["seed"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{str(path)!r} is damaged: restore it from a copy of the run.") from None
     if version != FORMAT:
         raise UserError(f"{str(path)!r} is of format {version}, this version reads {FORMAT}: use the one that made it.")
@@ -186,15 +193,19 @@ def load(
     path = Path(run)
     page = read_spec(path)
     experiment = build(page["experiment"], modules=modules, assets=path / "assets", seed=int(page["seed"]))
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{str(path / 'spec.json')!r} is damaged: it is of a {type(experiment).__name__}.")
     checkpoints = Checkpoints(path)
     found = checkpoints.newest(say)
     if found is None:
         raise UserError(f"The run {str(path)!r} has no checkpoint yet: continue its training first.")
     step, parts = found
     if checkpoint == "best":
-        if not parts["loop"]["best"]:
+        with fitting(step):
+            best = parts["loop"]["best"] and parts["loop"]["best"]["step"]
+        if not best:
             raise UserError(f"The run {str(path)!r} has no best checkpoint, nothing having been measured: take newest.")
-        checkpoint = parts["loop"]["best"]["step"]
+        checkpoint = best
     if isinstance(checkpoint, str) and checkpoint != "newest" and not checkpoint.isdecimal():
         raise unknown("checkpoint", checkpoint, ("newest", "best", *map(str, checkpoints.steps())))
     if checkpoint != "newest" and int(checkpoint) != step:
@@ -206,23 +217,93 @@ def load(
             raise UserError(f"Step {step} of {str(path)!r} cannot be loaded ({damage}): there are {there}.") from None
     model = experiment.model
     fit_weights(model, parts, step)
-    average, weights = chosen(experiment.trainer.ema, ema, path, step, parts, say)
-    model.load_state_dict(weights, strict=False)  # on their own: the live weights of a tied twin wait
+    with fitting(step):
+        average, weights = chosen(experiment.trainer.ema, ema, path, step, parts, say)
+        model.load_state_dict(weights, strict=False)  # on their own: the live weights of a tied twin wait
     model.step = step
     model.to(choose_device(device)).eval()
     return Run(path, experiment, page, step, average)
 
 
+@contextlib.contextmanager
+def fitting(step: int) -> Iterator[None]:
+    """Where a checkpoint's parts are taken up. Raises UserError where they are not those that this experiment saves."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise UserError(
+            f"The checkpoint of step {step} does not hold what this experiment saves ({said}): use the code that made"
+            " the run, or train another one."
+        ) from error
+
+
 def fit_weights(model: Model, parts: Mapping[str, Any], step: int) -> None:
     """Load a checkpoint's weights. Raises UserError where the model has other tensors now."""
+    with fitting(step):
+        weights = parts["model"] | parts["frozen"]
     try:
-        model.load_state_dict(parts["model"] | parts["frozen"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).partition("\n\t")[2].partition("\n")[0].strip().rstrip(".")
         raise UserError(
             f"The weights of step {step} of this run do not fit {type(model).__name__} ({first}): use the code that"
             " made the run, or train another one."
         ) from None
+
+
+@remembered
+def with_weights(model: Model, weights: Asset) -> Model:
+    """`model` with the weights of a file, frozen: in evaluation mode, none of them trained. What it was is a part of
+    what it remembers, so a run that uses it needs no other.
+
+    weights: a .safetensors file with all of its tensors by name, such as `frozen` writes.
+    Raises UserError where the file is none, or holds other tensors than the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(weights.path)
+    except SafetensorError as error:
+        raise UserError(f"The file {str(weights.path)!r} holds no weights: give a .safetensors file.") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).partition("\n\t")[2].partition("\n")[0].strip().rstrip(".")
+        raise UserError(
+            f"The weights in {str(weights.path)!r} do not fit {type(model).__name__} ({first}): give those of a model"
+            " that was made alike."
+        ) from None
+    return model.requires_grad_(False).eval()
+
+
+def frozen(
+    run: str | Path,
+    *,
+    checkpoint: str | int = "newest",
+    ema: str | float | None = None,
+    modules: Iterable[ModuleType] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Model:
+    """The model of a run as a part of another one: a codec, a judge, a teacher; on the CPU, its weights fixed.
+
+    A run that uses it keeps its settings and weights (as an asset): what becomes of `run` afterwards is all the same.
+    Arguments: see `load`. The weights lie in the cache folder until then. Raises UserError as `load` does.
+    """
+    from safetensors.torch import save
+
+    from .checkpoint import digest
+    from .data.roots import cache, keep
+
+    model = load(run, checkpoint=checkpoint, ema=ema, modules=modules, device="cpu", say=say).model
+    tensors = {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
+    path = cache() / "weights" / f"{digest(tensors)}.safetensors"
+    if not path.is_file():
+        keep(path, lambda file: file.write(save(tensors)))
+    return with_weights(model, Asset(path))
 
 
 @contextlib.contextmanager

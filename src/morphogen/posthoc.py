@@ -21,7 +21,6 @@ the steps alone, so a run that was killed ends with the same files.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,10 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import Damaged, digest, sync
+from .checkpoint import Damaged, digest, save_tensors
+from .disk import make, settle
 from .errors import UserError
 
 Reals = NDArray[np.float64]
@@ -95,14 +94,12 @@ class Snapshots:
 
     def write(self, step: int, averages: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Store averages by name, and remove what is out of reach."""
-        self.folder.mkdir(exist_ok=True)
+        make(self.folder)
         path = self._path(step)
         partial = path.with_suffix(".partial")
         tensors = {f"{name}/{n}": t.contiguous() for name, mean in averages.items() for n, t in mean.items()}
-        save_file(tensors, partial, {"sha256": digest(tensors)})
-        sync(partial)
-        os.replace(partial, path)
-        sync(self.folder)
+        save_tensors(tensors, partial, {"sha256": digest(tensors)})
+        settle(partial, path)
         for old in self.steps():
             if old * REACH < step:
                 self._path(old).unlink()
@@ -113,7 +110,7 @@ class Snapshots:
             with safe_open(self._path(step), "pt") as file:
                 said = (file.metadata() or {}).get("sha256")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch, which maps the file, has its own
             raise Damaged(f"it cannot be read ({error})") from error
         if digest(tensors) != said:
             raise Damaged("it does not match its hash")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import disk
 from .experiment import read_spec
 
 Series = Mapping[str, Sequence[tuple[float, float]]]  # a line's name to its points
@@ -27,9 +28,7 @@ def write(run: str | Path) -> Path:
     run = Path(run)
     page = read_spec(run)
     path = run / "report.html"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(run, page), encoding="utf-8")
-    partial.replace(path)
+    disk.write(path, render(run, page))
     return path
 
 

@@ -31,8 +31,9 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
+from .disk import make
 from .errors import UserError, out_of_memory, unknown
-from .experiment import Data, fit_weights
+from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log, Unwritten
@@ -287,7 +288,7 @@ class Training:
                 self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
 
     def _take_run(self) -> IO[str]:
-        self.run.mkdir(parents=True, exist_ok=True)
+        make(self.run)
         return claim(self.run)
 
     def _newest(self) -> tuple[int, dict[str, Any]] | None:
@@ -741,6 +742,10 @@ class Training:
         self.step = self.model.step = self._saved = step
         parts = self.ranks.mine(parts)
         fit_weights(self.model, parts, step)
+        with fitting(step):
+            self._take_up(parts)
+
+    def _take_up(self, parts: dict[str, Any]) -> None:
         for i, optimiser in enumerate(self._optimisers()):
             restore_optimiser(optimiser, self.names, parts["optim"][str(i)])
         for average in self.averages:

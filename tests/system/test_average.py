@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from morphogen import EMA, Data, Experiment, Loss, PowerEMA, Trainer, UserError, load, posthoc, report
+from morphogen import EMA, Data, Experiment, Loss, PowerEMA, Trainer, UserError, checkpoint, load, report
 from morphogen.checkpoint import Checkpoints, Damaged
 from morphogen.cli import main
 from morphogen.experiment import Run
@@ -160,13 +160,13 @@ def life(run: Path, fsync: int, how: str) -> bool:
             if count == fsync and how == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def written(tensors, path: Path, metadata) -> None:
+        def written(tensors, path: Path, metadata=None) -> None:
             save_file(tensors, path, metadata)
-            if count >= fsync and how == "within":
+            if count >= fsync and how == "within" and metadata:
                 os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        os.fsync, posthoc.save_file = counted, written
+        os.fsync, checkpoint.save_file = counted, written
         try:
             train(run, [PowerEMA(snapshots=8), EMA(0.9)], steps=40, model=Frozen)
             os._exit(0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from morphogen import UserError, checkpoint
-from morphogen.checkpoint import Checkpoints, Damaged, pack, unpack, write
+from morphogen.checkpoint import Checkpoints, Damaged, pack, unpack
+from morphogen.disk import write
 
 FLIPS = int(os.environ.get("MORPHOGEN_FLIPS", "10000"))
 

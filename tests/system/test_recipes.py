@@ -33,6 +33,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-diffusion": {"steps": 2, "width": 8, "batch": 2},
     "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
+    "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
+    "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
 }

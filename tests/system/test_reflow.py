@@ -109,7 +109,7 @@ def test_a_file_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(tmp_path))
 
     out = tmp_path / "pairs.safetensors"
-    monkeypatch.setattr("morphogen.cli.reflow.os.replace", full)
+    monkeypatch.setattr("morphogen.disk.os.replace", full)
     assert main(["reflow", str(run), "--n", "2", "--steps", "2", "--out", str(out)]) == 2
     assert not out.exists()
     monkeypatch.undo()

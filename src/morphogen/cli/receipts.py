@@ -55,17 +55,17 @@ def now() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; {} where it is not there or damaged."""
+    """A JSON file of a run; {} where it is not there or damaged. Raises OSError where it may or can not be read."""
     try:
         page = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return page if isinstance(page, dict) else {}
 
 
 def write_json(path: Path, page: dict[str, Any]) -> None:
     """Write a JSON file of a run in one step."""
-    from ..checkpoint import write
+    from ..disk import write
 
     write(path, json.dumps(page, indent=1) + "\n")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,14 +128,11 @@ def _check_solver(model: Diffusion, cond: Mapping[str, Any] | None, seed: int, o
 
 def _write(out: Path, x: Tensor, z: Tensor, cond: Mapping[str, Tensor] | None, note: Mapping[str, Any]) -> None:
     """Write the file in one step: under another name, to the disk, then renamed."""
-    from safetensors.torch import save_file
-
-    from ..checkpoint import sync
+    from ..checkpoint import save_tensors
     from ..core import leaves
+    from ..disk import settle
 
     tensors = {"x": x, "z": z} | {f"cond.{name}": c for name, c in leaves(cond or {})}
     partial = out.with_name(out.name + ".partial")
-    save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, partial, {"reflow": json.dumps(note)})
-    sync(partial)
-    os.replace(partial, out)
-    sync(out.parent)
+    save_tensors({k: t.cpu().contiguous() for k, t in tensors.items()}, partial, {"reflow": json.dumps(note)})
+    settle(partial, out)

@@ -228,16 +228,14 @@ def _grids(run: Run) -> list[SampleGrid]:
 
 
 def knows_labels(model: Any) -> bool:
-    """Whether a label can change what the model draws; False only of a net of the library built without classes."""
-    from ..nets.dit import DiT
-    from ..nets.mlp import MLP
-    from ..nets.patch import Patched
-    from ..nets.unet import UNet
+    """Whether a label can change what the model draws; False only of a net that says that it has no classes."""
+    from ..latent import Latent
+    from ..nets.embed import ClassEmbedding
 
-    net = getattr(model, "net", None)
-    while isinstance(net, Patched):
-        net = net.net
-    return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
+    parts = list((model.prior if isinstance(model, Latent) else model).modules())
+    if any(isinstance(part, ClassEmbedding) for part in parts):
+        return True
+    return not any("classes" in vars(part) for part in parts)  # None in a net that has none; else a net of the user's
 
 
 def load_run(
