@@ -10,11 +10,11 @@ from ..experiment import Data, Experiment
 def one_class(
     data: Literal["mnist", "fashion-mnist", "pneumoniamnist"] = "mnist",
     normal: int = 0,
-    steps: int = 600,
+    steps: int = 1000,
     width: int = 512,
     depth: int = 1,
-    latent: int = 32,
-    noise: float = 0.5,
+    latent: int = 12,
+    noise: float = 1.0,
     batch: int = 128,
     lr: float = 2e-3,
 ) -> Experiment:
