@@ -31,7 +31,7 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .disk import make
+from .disk import make, own
 from .errors import UserError, unknown
 from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
@@ -224,6 +224,7 @@ class Training:
         """Start afresh, or continue what the run folder holds; says which."""
         make(self.run)
         self._claim = claim(self.run)
+        own(self.run)
         self.source.start(Place(self.rank, 1, self.device, self.seed))
         self._prepare_nets()
         self.model.train()
