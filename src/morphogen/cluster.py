@@ -284,6 +284,8 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
                 f"The node {node['node']} has morphogen {node['version']}, this machine {__version__}: install the same"
                 " on all."
             )
+    from .parallel.ranks import LAUNCHED
+
     run, name = str(order.run), f".seen-{secrets.token_hex(8)}"
     try:
         step = ray.get(ranks[0].leave.remote(run, name))
@@ -300,7 +302,7 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
                 " on a disk that all nodes share (--run FOLDER)."
             )
     shared = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": about[0]["node"], "MASTER_PORT": str(about[0]["port"])}
-    shared["MORPHOGEN_LAUNCHED"] = "1"  # as under `parallel.launch`: who is left says nothing of a death, we do
+    shared[LAUNCHED] = "1"  # as under torchrun: who is left says nothing of a death, we do
     given = list(order.command), order.text, order.cwd
     starting = [
         actor.start.remote(given, shared | {"RANK": str(rank), "LOCAL_RANK": "0"})  # its only GPU is its first

@@ -67,6 +67,8 @@ class Model(Net):
 
     step: steps finished before the present one began; written by the trainer and saved.
     scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
+    whole: names of the parts that a loss differentiates by itself (a critic with a gradient penalty, the layer of an
+    adaptive weight): training on many devices leaves them whole on each.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
     discrete: whether `log_prob` and `elbo` are log-probabilities of values that can be counted (levels of pixels,
     codes, tokens), and not densities over real numbers.
@@ -76,6 +78,7 @@ class Model(Net):
 
     step: int = 0
     scaffold: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
     discrete: bool = False
     one_law: ClassVar[bool] = True
@@ -248,10 +251,16 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Infers(Protocol):
-    """A codec whose latents have a law given x. Who asks: latent priors, for training and for their bound."""
+    """A codec whose latents have a law given x, and x one given them. Who asks: latent priors, which with the log p(z)
+    of any prior have the bound E_q [log p(x|z) − log q(z|x) + log p(z)].
+    """
 
     def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
-        """A draw z of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: with log p(z) of any prior, its bound."""
+        """A draw z (B, ...) of q(z|x), and log q(z|x) (B,), nats."""
+        ...
+
+    def log_likelihood(self, x: Tensor, z: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """log p(x|z) (B,), nats."""
         ...
 
 

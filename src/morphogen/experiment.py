@@ -46,9 +46,15 @@ class Experiment(Remembers):
     """A model, its data and its trainer: what a recipe returns."""
 
     def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
+        from .core import Model
+
         if not isinstance(data, Data):
             raise UserError(
                 f"An Experiment(model, data, trainer) was given a {type(data).__name__} as data: give Data(train, …)."
+            )
+        if not isinstance(model, Model):
+            raise UserError(
+                f"An Experiment(model, data, trainer) was given a {type(model).__name__} as model: give a Model."
             )
         self.model, self.data, self.trainer = model, data, trainer
 
@@ -61,18 +67,22 @@ class Experiment(Remembers):
         voice: Voice | None = None,
         recipe: Mapping[str, Json] | None = None,
         until: int | None = None,
+        shard: bool = False,
     ) -> Run:
         """Train into the run folder `run` (made, or continued where it holds this experiment) and return it.
 
         The model is trained in place, starting from the weights it has. recipe: how the experiment was made (name,
-        arguments), noted in the run. until: stop after this step, as if interrupted.
+        arguments), noted in the run. until: stop after this step, as if interrupted. shard: where several processes
+        train, each holds a piece of the weights only (docs/parallel.md).
         Raises UserError where the folder holds another experiment, naming the difference.
         """
         from .parallel import join
 
         run = Path(run)
         join().once(lambda: write_spec(run, self, seed, recipe))
-        self.trainer.fit(self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until)
+        self.trainer.fit(
+            self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until, shard=shard
+        )
         return load(run, modules=modules_of(self), device=device)
 
 
@@ -121,8 +131,9 @@ def read_spec(run: str | Path) -> dict[str, Any]:
     try:
         page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = page["format"]
-        page["experiment"]["args"], int(page["seed"])
-    except (ValueError, KeyError, TypeError):
+        page["experiment"]["args"]
+        check_seed(int(page["seed"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{str(path)!r} is damaged: restore it from a copy of the run.") from None
     if version != FORMAT:
         raise UserError(f"{str(path)!r} is of format {version}, this version reads {FORMAT}: use the one that made it.")
@@ -182,15 +193,19 @@ def load(
     path = Path(run)
     page = read_spec(path)
     experiment = build(page["experiment"], modules=modules, assets=path / "assets", seed=int(page["seed"]))
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{str(path / 'spec.json')!r} is damaged: it is of a {type(experiment).__name__}.")
     checkpoints = Checkpoints(path)
     found = checkpoints.newest(say)
     if found is None:
         raise UserError(f"The run {str(path)!r} has no checkpoint yet: continue its training first.")
     step, parts = found
     if checkpoint == "best":
-        if not parts["loop"]["best"]:
+        with fitting(step):
+            best = parts["loop"]["best"] and parts["loop"]["best"]["step"]
+        if not best:
             raise UserError(f"The run {str(path)!r} has no best checkpoint, nothing having been measured: take newest.")
-        checkpoint = parts["loop"]["best"]["step"]
+        checkpoint = best
     if isinstance(checkpoint, str) and checkpoint != "newest" and not checkpoint.isdecimal():
         raise unknown("checkpoint", checkpoint, ("newest", "best", *map(str, checkpoints.steps())))
     if checkpoint != "newest" and int(checkpoint) != step:
@@ -202,17 +217,35 @@ def load(
             raise UserError(f"Step {step} of {str(path)!r} cannot be loaded ({damage}): there are {there}.") from None
     model = experiment.model
     fit_weights(model, parts, step)
-    average, weights = chosen(experiment.trainer.ema, ema, path, step, parts, say)
-    model.load_state_dict(weights, strict=False)  # on their own: the live weights of a tied twin wait
+    with fitting(step):
+        average, weights = chosen(experiment.trainer.ema, ema, path, step, parts, say)
+        model.load_state_dict(weights, strict=False)  # on their own: the live weights of a tied twin wait
     model.step = step
     model.to(choose_device(device)).eval()
     return Run(path, experiment, page, step, average)
 
 
+@contextlib.contextmanager
+def fitting(step: int) -> Iterator[None]:
+    """Where a checkpoint's parts are taken up. Raises UserError where they are not those that this experiment saves."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise UserError(
+            f"The checkpoint of step {step} does not hold what this experiment saves ({said}): use the code that made"
+            " the run, or train another one."
+        ) from error
+
+
 def fit_weights(model: Model, parts: Mapping[str, Any], step: int) -> None:
     """Load a checkpoint's weights. Raises UserError where the model has other tensors now."""
+    with fitting(step):
+        weights = parts["model"] | parts["frozen"]
     try:
-        model.load_state_dict(parts["model"] | parts["frozen"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).partition("\n\t")[2].partition("\n")[0].strip().rstrip(".")
         raise UserError(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Hook(Protocol):
-    """Called every `every` steps and after the last one."""
+    """Called every `every` steps and after the last one, on rank 0; on all ranks where weights are in pieces."""
 
     every: int
 
@@ -57,6 +57,8 @@ class SampleGrid(Remembers):
             return
         cond = space.cond(self.n, **self.wishes) if self.wishes else None
         x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
+        if training.rank:  # weights in pieces: all ranks draw, one writes
+            return
         folder = training.run / "samples"
         make(folder)
         path, png = folder / f"{training.step:08d}.png", io.BytesIO()

@@ -109,12 +109,15 @@ class Unwritten(Log):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a torn last line is left out. An absent log is empty."""
+    """The lines of a log up to the first that is torn or none of a log's. An absent log is empty."""
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for raw in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(raw))
-            except json.JSONDecodeError:
+                line = json.loads(raw)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(line, dict) or not isinstance(line.get("step", 0), int):
+                break
+            lines.append(line)
     return lines

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checkpoint import digest, pack
+from .checkpoint import digest, of_rank, pack, pieces
 from .core import CannotRestore, Loss, Source, State, each
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def source_state(source: Source) -> State:
         return {"cannot": str(reason)}
 
 
-def own(training: Training) -> State:
-    """The part of a rank that is not the first. A collective: all ranks call it."""
+def own(training: Training, parts: Mapping[str, State]) -> State:
+    """The part of a rank that is not the first: with its pieces of `parts`. A collective: all ranks call it."""
     buffers = _buffers(training)
     told = training.ranks.tell({n: digest({n: b}) for n, b in buffers.items()})
     first, mine = told[0], told[training.rank]
@@ -38,6 +38,7 @@ def own(training: Training) -> State:
         "source": source_state(training.source),
         "seen": {k: v.seen for k, v in training.heard.items()},
         "buffers": {n: b for n, b in buffers.items() if mine[n] != first[n]},
+        "pieces": {name: pieces(state) for name, state in parts.items()},
     }
 
 
@@ -51,7 +52,7 @@ def restore_own(training: Training, parts: Mapping[str, Any]) -> None:
     loop, rank, count = parts["loop"], training.rank, training.ranks.count
     before = loop.get("ranks", 1)
     first = {"source": parts["source"], "seen": {k: v[2] for k, v in loop["heard"].items()}, "buffers": {}}
-    owns = [first, *(parts[f"rank-{r}"] for r in range(1, before))]
+    owns = [first, *(parts[of_rank(r)] for r in range(1, before))]
     mine = owns[rank % before]
     lost = [] if before == count else _differing(owns)
     if lost:

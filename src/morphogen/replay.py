@@ -35,7 +35,7 @@ def explain(training: Training, step: int, turn: Turn, batch: Batch) -> NotFinit
     """
     if not turn.optimisers:
         return NotFinite(f"Step {step}, update {turn.name!r}: its value is not finite. No bad number was saved.")
-    with training.apart():
+    with contextlib.nullcontext() if training.ranks.sharded else training.apart():
         found, rows = _look(training, step, turn, batch)
     told = training.ranks.tell([found, rows])
     rank, (what, rows) = next(((r, said) for r, said in enumerate(told) if said[0]), (0, told[0]))
@@ -79,7 +79,7 @@ def _look(training: Training, step: int, turn: Turn, batch: Batch) -> tuple[str 
 def _guilty(training: Training, step: int, turn: Turn, batch: Batch, shown: int = 8) -> str:
     """The indices of the samples whose own loss or gradient is not finite."""
     n = size(batch)
-    if not training.model.counts(batch) or n > MOST:
+    if not training.model.counts(batch) or n > MOST or training.ranks.sharded:
         return "not separable"
     index = batch.get("index")
     guilty = []

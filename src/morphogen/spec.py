@@ -39,7 +39,6 @@ class Remembers:
     pins: arguments that are written down as the attribute of that name says, whatever was given (a file's hash).
     """
 
-    __slots__ = ()
     pins: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -319,8 +318,17 @@ class _Maker:
             raise UserError(f"{node['class']!r} is not a class that a run may make: derive it from Remembers.")
         args = {k: self.make(v) for k, v in node["args"].items()}
         if cls is Asset and self.assets is not None:
-            args["path"] = self.assets / Path(args["path"]).name  # in that folder, whatever the file says
-        obj = call(cls, args)
+            args["path"] = self.assets / Path(str(args.get("path"))).name  # in that folder, whatever the file says
+        try:
+            obj = call(cls, args)
+        except UserError:
+            raise
+        except Exception as error:  # of arguments that were never meant a constructor raises whatever it meets
+            said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            raise UserError(
+                f"This spec asks {cls.__name__} for what it cannot be made with ({said}): it is damaged or of another"
+                " version."
+            ) from error
         if "id" in node:
             self.shared[node["id"]] = obj
         return obj

@@ -28,18 +28,18 @@ import torch
 from torch import Tensor, nn
 
 from .average import Average, Rule, averages, rules_of, snapshot
-from .checkpoint import Checkpoints, claim, pack, unpack
+from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .disk import make
+from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
-from .experiment import Data, fit_weights
+from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log, Unwritten
-from .optim import AdamW, Constant, Optim, optimiser_state, restore_optimiser
+from .optim import ELEMENTWISE, AdamW, Constant, Optim, optimiser_state, restore_optimiser
 from .own import own, restore_own, source_state
-from .parallel import ALONE, join
+from .parallel import ALONE, in_pieces, join
 from .replay import NotFinite, explain
 from .spec import Remembers
 
@@ -114,13 +114,16 @@ class Trainer(Remembers):
         device: str | torch.device | None = None,
         voice: Voice | None = None,
         until: int | None = None,
+        shard: bool = False,
     ) -> Training:
         """Train `model` in place on `data`, in the run folder `run`; what is already there is continued.
 
-        device: chosen automatically where None. until: stop (and save) after this step, as if interrupted.
+        device: chosen automatically where None. until: stop (and save) after this step, as if interrupted. shard: of
+        several processes each holds a piece of the weights.
         Raises NotFinite, Stopped (after saving), and UserError.
         """
-        training = Training(self, model, data, Path(run), seed=seed, device=choose_device(device), voice=voice)
+        where = choose_device(device)
+        training = Training(self, model, data, Path(run), seed=seed, device=where, voice=voice, shard=shard)
         with training.ranks.watched():
             training.begin()
             training.loop(self.steps if until is None else min(until, self.steps))
@@ -135,6 +138,7 @@ class Turn(NamedTuple):
     params: list[nn.Parameter]
     optimisers: list[torch.optim.Optimizer]
     schedule: Callable[[int, int], float] | None
+    held: list[nn.Parameter]  # the model's parameters; `params` are what of them this process trains
 
 
 class Suspect(NamedTuple):
@@ -162,27 +166,25 @@ class Training:
         seed: int,
         device: torch.device,
         voice: Voice | None,
+        shard: bool = False,
     ) -> None:
         self.ranks = join()
         self.seed, self.device, self.rank = seed, self.ranks.device(device), self.ranks.rank
-        self.trainer, self.model, self.data, self.run = trainer, model.to(self.device), data, run
+        self.shard = shard and not self.ranks.alone
+        self.trainer, self.data, self.run = trainer, data, run
+        self.model = model if self.shard else model.to(self.device)  # in pieces it may be larger than a device
         self.voice = Voice() if self.rank else voice or voice_for()  # rank 0 speaks for all
         self.step = 0
         self.heard: Mapping[str, Loss] = {}
         self.source: Source = data.train
         self.checkpoints = Checkpoints(run, trainer.keep)
         self.log = Unwritten() if self.rank else Log(run / "log.jsonl")
-        self.averages = averages(trainer.ema, self.model)
         self.micro = trainer.micro  # or less, where memory ran out
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
         self.signal = self._asked = 0  # the signal that ends the training; the one that this process was sent
         self._saved = -1  # the step of the newest checkpoint that this process wrote or read
-        self.names = {p: n for n, p in model.named_parameters()}
-        self.turns = self._turns(model.phases())
-        self._all = [p for p in model.parameters() if p.requires_grad]
-        self._buffers = list(model.buffers())
-        self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
+        self._arm()
         self._suspect: Suspect | None = None
         self._cpu = device.type == "cpu"
         self._generators = [torch.default_generator] + (
@@ -191,8 +193,27 @@ class Training:
 
     # ---- setting up
 
+    def _arm(self) -> None:
+        """What is trained, by which optimisers, and its averages."""
+        self.names = {self.ranks.own(p): n for n, p in self.model.named_parameters()}
+        self.turns = self._turns(self.model.phases())
+        self.averages = averages(self.trainer.ema, self.model, self.ranks.own)
+        self._all = [p for p in self.model.parameters() if p.requires_grad]
+        self._buffers = list(self.model.buffers())
+        self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
+
+    def _take_apart(self) -> None:
+        """Leave this rank its piece of the weights only."""
+        self.ranks = in_pieces(self.ranks, self.model, self.device)
+        self._arm()
+        if odd := [type(o).__name__ for o in self._optimisers() if not isinstance(o, ELEMENTWISE)]:
+            raise UserError(
+                f"{odd[0]} is not known to treat each number by itself, and of weights in pieces it would see some rows"
+                " only: train with AdamW or SGD, or leave --shard out."
+            )
+
     def _turns(self, phases: Sequence[Phase | Update]) -> list[Turn]:
-        made: dict[tuple[str, ...], tuple[list[nn.Parameter], list[torch.optim.Optimizer], Optim]] = {}
+        made: dict[tuple[str, ...], Turn] = {}
         turns = []
         for phase in phases:
             f = phase.loss if isinstance(phase, Phase) else phase.rule
@@ -204,16 +225,17 @@ class Training:
             if phase.every < 1:
                 raise UserError(f"The phase {name!r} of {type(self.model).__name__} must have every=1 or more.")
             if isinstance(phase, Update):
-                turns.append(Turn(name, phase.every, [], [], None))
+                turns.append(Turn(name, phase.every, [], [], None, []))
                 continue
             if phase.trains not in made:
-                named = self._named(phase.trains)
-                maker = self._maker(phase.trains)
-                made[phase.trains] = (list(named.values()), maker.make(named), maker)
-            params, optimisers, maker = made[phase.trains]
-            schedule = maker.schedule
-            constant = isinstance(schedule, Constant) and schedule.warmup == 0
-            turns.append(Turn(name, phase.every, params, optimisers, None if constant else schedule))
+                held, maker = self._named(phase.trains), self._maker(phase.trains)
+                named = {n: self.ranks.own(p) for n, p in held.items()}
+                params, schedule = list(named.values()), maker.schedule
+                constant = isinstance(schedule, Constant) and schedule.warmup == 0
+                made[phase.trains] = Turn(
+                    "", 1, params, maker.make(named), None if constant else schedule, list(held.values())
+                )
+            turns.append(made[phase.trains]._replace(name=name, every=phase.every))
         for optimiser in (o for t in turns for o in t.optimisers):
             for group in optimiser.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -250,7 +272,10 @@ class Training:
         if found is None:
             self.log.open(after=-1)
             self._start_model()
-            self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
+            if self.shard:
+                self._take_apart()
+            else:
+                self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
             self.save()
             n = sum(p.numel() for p in self.model.parameters())
             threads = torch.get_num_threads()
@@ -258,6 +283,8 @@ class Training:
             self.voice.say(f"Training {type(self.model).__name__} ({n:,} parameters) on {where} into {self.run}.")
         else:
             step, parts = found
+            if self.shard:
+                self._take_apart()
             self.restore(step, parts)
             self.log.open(after=step)
             if step == self.trainer.steps or self.stop_early:
@@ -267,7 +294,9 @@ class Training:
 
     def _take_run(self) -> IO[str]:
         make(self.run)
-        return claim(self.run)
+        held = claim(self.run)
+        sync_names(self.run)
+        return held
 
     def _newest(self) -> tuple[int, dict[str, Any]] | None:
         """The checkpoint to go on from: rank 0 chooses it."""
@@ -291,6 +320,8 @@ class Training:
     def _start_with(self, batch: Batch) -> None:
         """Every rank starts the model with the whole batch, and so alike."""
         batch = self.ranks.whole(batch)
+        if self.shard:  # the model is not on a device yet
+            batch = each(batch, Tensor.cpu)
         with self.ranks.apart():
             self.model.start(batch)
 
@@ -366,8 +397,7 @@ class Training:
         self.step = step
         for average in self.averages:
             average.update(step)
-        if self.rank == 0:
-            snapshot(self.averages, self.run, step)
+        snapshot(self.averages, self.run, step, self.ranks)
 
     def reseed(self, step: int, rank: int | None = None) -> None:
         """Seed the default generators for `step`: randomness is a function of (seed, step, rank)."""
@@ -466,7 +496,7 @@ class Training:
         try:
             for p in self._all:
                 p.requires_grad_(False)
-            for p in turn.params:
+            for p in turn.held:
                 p.requires_grad_(True)
             return self._pieced(turn, batch)
         finally:
@@ -493,7 +523,7 @@ class Training:
         values: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         seen: dict[str, list[Tensor]] = {}
-        self.ranks.entangled = False
+        self.ranks.entangled = self.ranks.sharded  # no rank may stay away from the gathering of weights
         for piece, share in zip(pieces, shares, strict=True):
             said = self._forward(piece, turn.name)
             parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
@@ -557,14 +587,14 @@ class Training:
         self, step: int, turn: Turn, batch: Batch, said: Loss, grads: list[Tensor]
     ) -> tuple[Tensor | float, Tensor | float]:
         """Gradient norm and loss, seen to be finite: numbers on a CPU, where reading is free, else on the device."""
-        norms = torch._foreach_norm(grads)
+        norms = self.ranks.norms(torch._foreach_norm(grads), [p for p in turn.params if p.grad is not None])
         value = said.value if isinstance(said.value, Tensor) else _total(said.value.values())
         if self._cpu:
             norm, loss = math.hypot(*(n.item() for n in norms)), value.item()
             if not math.isfinite(norm + loss):
                 raise explain(self, step, turn, batch)
             return norm, loss
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        total = torch.linalg.vector_norm(torch.stack(list(norms)))
         bad = (total + value).isfinite().logical_not_()
         self.watch_read()  # the turn before this one: its numbers are there by now
         self._suspect = Suspect(step, turn, batch, bad)
@@ -590,9 +620,16 @@ class Training:
         """The average meant for sampling."""
         return self.averages[0] if self.averages else None
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
         """The model with averaged weights, where there are any."""
-        return self.average.swapped() if self.average else contextlib.nullcontext()
+        self.ranks.settle(self.model)
+        average, whole = self.average, not self.ranks.sharded
+        try:
+            with contextlib.nullcontext() if average is None else average.swapped() if whole else average.copied():
+                yield
+        finally:
+            self.ranks.settle(self.model)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -618,7 +655,7 @@ class Training:
 
     def _hook(self, hook: Hook) -> None:
         self.watch_read()
-        if self.rank == 0:
+        if self.rank == 0 or self.ranks.sharded:
             with self.aside(), self.apart():
                 hook(self)
 
@@ -630,7 +667,7 @@ class Training:
         """Measure the held-out data; whether this is the best so far (and so to be saved)."""
         self.watch_read()
         assert self.data.test is not None
-        with self.aside():
+        with self.aside(), self.apart() if self.ranks.sharded else contextlib.nullcontext():
             measured = heldout.measure(self.model, self.data.test, self.seed, self.device, self.ranks)
         heldout.check(measured)
         gap = {}
@@ -684,9 +721,10 @@ class Training:
         self.log.flush()
         parts, frozen = self.state()
         if not self.ranks.alone:
-            parts["loop"]["ranks"], mine = self.ranks.count, own(self)
+            parts = self.ranks.piecewise(parts)
+            parts["loop"]["ranks"], mine = self.ranks.count, own(self, parts)
             if self.rank:
-                parts, frozen = {f"rank-{self.rank}": mine}, {}
+                parts, frozen = {of_rank(self.rank): mine}, {}
         self.checkpoints.save(self.step, parts, frozen, self.best.get("step"), self.ranks)
         self._saved = self.step
 
@@ -696,17 +734,25 @@ class Training:
         if not trained:
             return
         fine = torch.stack([p.isfinite().all() for p in trained])
-        if not fine.all():
-            name, kept = self.names[trained[int(fine.int().argmin())]], self.checkpoints.steps()
+        bad = None if fine.all() else self.names[trained[int(fine.int().argmin())]]
+        if self.ranks.sharded:
+            bad = next((name for name in self.ranks.tell(bad) if name), None)
+        if bad:
+            kept = self.checkpoints.steps()
             raise NotFinite(
-                f"Step {self.step}: the update of {name!r} overflowed, and is not saved (last checkpoint: step"
+                f"Step {self.step}: the update of {bad!r} overflowed, and is not saved (last checkpoint: step"
                 f" {kept[-1] if kept else 'none'}): lower the learning rate, or set clip=1.0."
             )
 
     def restore(self, step: int, parts: dict[str, Any]) -> None:
         """Continue from a checkpoint's parts."""
         self.step = self.model.step = self._saved = step
+        parts = self.ranks.mine(parts)
         fit_weights(self.model, parts, step)
+        with fitting(step):
+            self._take_up(parts)
+
+    def _take_up(self, parts: dict[str, Any]) -> None:
         for i, optimiser in enumerate(self._optimisers()):
             restore_optimiser(optimiser, self.names, parts["optim"][str(i)])
         for average in self.averages:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.adversarial.losses import NON_SATURATING
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
@@ -38,11 +39,19 @@ from morphogen.diffusion.path import Linear
 from morphogen.flows import iaf, maf, realnvp
 from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
 from morphogen.latent.hierarchical import Ladder, Rung
+from morphogen.latent.latent import Latent
 from morphogen.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian
 from morphogen.latent.objective import ELBO, IWAE, InfoVAE, Objective
+from morphogen.latent.perceptual import Perceptual
 from morphogen.latent.posterior import Diagonal, Flowed, Posterior
+from morphogen.latent.quantise import EMACodeBook, GradientCodeBook, Quantiser, ResidualVQ
+from morphogen.latent.scalar import FSQ, LFQ
 from morphogen.latent.vae import VAE
+from morphogen.latent.vq import VQVAE, absolute
+from morphogen.latent.vqgan import VQGAN, KLAutoencoder
+from morphogen.nets.autoencoder import Decoder, Encoder
 from morphogen.nets.causal import CausalTransformer
+from morphogen.nets.critic import PatchCritic
 from morphogen.nets.dit import DiT
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
@@ -51,6 +60,7 @@ from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
+from ..exact.codecs import Squares
 from .throwaway import gan, kmeans, lm, ppo
 
 
@@ -82,6 +92,19 @@ def _unet(**more: Any) -> UNet:
 
 def _dit() -> DiT:
     return DiT(1, width=16, depth=2, heads=2, patch=4, classes=10, sinusoid=16)
+
+
+def _codec(outputs: int, inputs: int) -> tuple[Encoder, Decoder]:
+    widths = (4, 8)
+    return (
+        Encoder(1, outputs, widths=widths, depth=1, middle=False, groups=4),
+        Decoder(1, inputs, widths=widths, depth=1, middle=False, groups=4),
+    )
+
+
+def _vqvae(quantiser: Quantiser) -> Instance:
+    dim = quantiser.dim
+    return Instance(VQVAE(*_codec(dim, dim), quantiser, (1, 8, 8)), _digits())
 
 
 def _ring() -> Source:
@@ -155,10 +178,39 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
     ),
     "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
+    "latent rectified flow": lambda: Instance(
+        Latent(maf(2, 1, (8,), bound=1.0), rectified_flow(_net(), (2,))), _ring(), {"steps": 3}
+    ),
+    "latent autoregressive": lambda: Instance(
+        Latent(Squares(3), Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2), (2, 2), 3)),
+        Shuffled(Tensors(torch.randn(30, 1, 4, 4), {"label": torch.arange(30) % 4}), 7),
+        {"top_k": 2},
+    ),
+    "latent flow of a vae": lambda: Instance(
+        Latent(VAE(Diagonal(MLP(2, 4, 16, 1), 2), MLP(2, 2, 16, 1), Gaussian((2,), 0.5)), maf(2, 2, (8,), classes=8)),
+        _ring(),
+    ),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),
     "noise-aware classifier": lambda: Instance(Classifier(_reader(), path=Linear()), _digits()),
+    "vq-vae": lambda: _vqvae(EMACodeBook(16, 3)),
+    "vq-vae, book by gradient": lambda: _vqvae(GradientCodeBook(16, 3)),
+    "vq-vae, residual": lambda: _vqvae(ResidualVQ(8, 3, 2)),
+    "vq-vae, fsq": lambda: _vqvae(FSQ((5, 4, 3))),
+    "vq-vae, lfq": lambda: _vqvae(LFQ(4)),
+    "kl autoencoder": lambda: Instance(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), _digits()),
+    "vqgan": lambda: Instance(
+        VQGAN(
+            VQVAE(*_codec(3, 3), EMACodeBook(16, 3), (1, 8, 8), error=absolute),
+            PatchCritic(1, 4, 1),
+            Perceptual(Classifier(ResNet(1, 10, 4, multipliers=(1, 2)))),
+        ),
+        _digits(),
+    ),
+    "kl autoencoder with a critic": lambda: Instance(
+        VQGAN(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), PatchCritic(1, 4, 1), game=NON_SATURATING), _digits()
+    ),
     "autoencoder": lambda: Instance(_autoencoder(), _digits()),
     "vae, conditional": lambda: Instance(_vae(ELBO(2.0, warmup=10), classes=10), _binary()),
     "vae, free bits": lambda: Instance(_vae(ELBO(free=0.1)), _binary()),

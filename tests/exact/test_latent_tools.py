@@ -16,10 +16,12 @@ from morphogen.latent.anomaly import served, strangeness
 from morphogen.latent.damage import DAMAGES, blur, grain, masked, missing, scratches
 from morphogen.latent.directions import direction, walk
 from morphogen.latent.interpolate import WAYS, interpolate, linear, spherical
-from morphogen.latent.pca import principal, share
+from morphogen.latent.pca import explaining, principal, share
+from morphogen.latent.quantise import EMACodeBook
 from morphogen.latent.reconstruct import reconstruct
 from morphogen.latent.restore import fitted, projected
 from morphogen.latent.vectors import Vectors
+from morphogen.latent.vq import VQVAE
 from morphogen.metrics.rank import auroc
 
 from .linear_codec import Bare, Book, Labelled, Linear, Tall
@@ -126,6 +128,22 @@ def test_codes_are_mixed_as_vectors_or_not_at_all() -> None:
         interpolate(torch.nn.Identity(), a, b, 5)
 
 
+def test_the_ways_between_codes_of_a_code_book() -> None:
+    """Of a VQ-VAE, and of whatever is built on it, the vectors of the codes are mixed; its ends are reconstructions."""
+    torch.manual_seed(0)
+    encoder, decoder = torch.nn.Conv2d(1, 3, 2, 2), torch.nn.ConvTranspose2d(3, 1, 2, 2)
+    codec = VQVAE(encoder, decoder, EMACodeBook(5, 3), (1, 4, 4))
+    a, b = normal(31, 2, 2, 1, 4, 4, dtype=torch.float32)
+    made = interpolate(codec, a, b, 3)
+    with torch.no_grad():
+        ends = [codec.decode(codec.encode(x)) for x in (a, b)]
+        middle = codec.decode_vectors(sum(codec.quantised(codec.encode(x)) for x in (a, b)) / 2)
+    for found, expected in zip(made.unbind(1), (ends[0], middle, ends[1]), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+    damaged = missing(a, noise(2))
+    assert fitted(codec, damaged, steps=2).shape == a.shape
+
+
 def test_vectors_in_pieces_are_those_of_all() -> None:
     codec = Labelled((2, 3, 3), 7)
     x, cond = normal(7, 11, 2, 3, 3), {"label": torch.arange(11) % 4}
@@ -202,6 +220,18 @@ def test_components_are_scikit_learns_up_to_sign(n: int, shape: tuple[int, ...],
     if rank < min(n - 1, math.prod(shape)) and n > math.prod(shape):
         assert np.allclose(ours.log_prob(x), theirs.score_samples(flat))
     assert ours.encode(x[:1].float()).dtype == torch.float32
+
+
+def test_as_few_components_as_keep_the_variance() -> None:
+    x = normal(30, 500, 4) * torch.tensor([10.0, 3.0, 1.0, 0.1])
+    kept = share(principal(x, 4)).cumsum(0)
+    for wanted in (0.5, 0.95, 0.995, 1.0):
+        rank = len(explaining(x, wanted).axes)
+        assert rank == 4 or kept[rank - 1] >= wanted
+        assert rank == 1 or kept[rank - 2] < wanted
+    assert len(explaining(x[:2]).axes) == 1
+    with pytest.raises(UserError, match="up to 1"):
+        explaining(x, 1.5)
 
 
 def test_components_that_cannot_be() -> None:

@@ -3,8 +3,9 @@
     python -m tests.system.cuts --n 10000
     python -m tests.system.cuts --n 500 --plant files       with a fault that must be found: files, folders, late
 
-`whole.py` is trained by the command line: one life killed within a save, and one that goes on to the end. Every system
-call on the run folder is recorded (`trap.c`). A cut is a prefix of that record, of which the disk has:
+`whole.py` is trained by the command line: a life killed before its first save is done, one killed within a later save,
+and one that goes on to the end. Every system call on the run folder is recorded (`trap.c`). A cut is a prefix of that
+record, of which the disk has:
 
     a file's bytes      all that was written before its last fsync. Each later write or change of length is there,
                         absent, or there in part (its first bytes, the rest absent or zeros), whatever became of others.
@@ -24,8 +25,6 @@ Some of the cut runs are continued, and must end in the same bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -43,7 +42,7 @@ from morphogen.log import read
 from morphogen.posthoc import Snapshots
 
 from . import trap
-from .lives import command, differences, here, image, recipe, state, timeless, train, warm
+from .lives import asked, command, differences, image, recipe, state, tell, timeless, train, warm
 from .trap import Call, Counters, How
 
 _CREATE, _TRUNCATE, _WRITE, _SHARED = os.O_CREAT, os.O_TRUNC, 2, 1
@@ -228,7 +227,7 @@ PLANTS: dict[str, Callable[[], None]] = {
 class Record:
     """A straight run, and the calls of one that was killed on its way."""
 
-    def __init__(self, folder: Path, plant: str = "") -> None:
+    def __init__(self, folder: Path, plant: str = "", seed: int = 0) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir(parents=True)
         warm(folder)
@@ -244,13 +243,16 @@ class Record:
         self.pictures = {p.name: p.read_bytes() for p in (straight / "samples").iterdir()}
         self.snapshots = {s: (straight / "snapshots" / f"{s:08d}.safetensors").read_bytes()
                           for s in Snapshots(straight).steps()}  # fmt: skip
-        whole, _ = self._life(at=-1)
+        whole, saves = self._life(at=-1)
         shutil.rmtree(self.home / "run")
         inside = [i for i, c in enumerate(whole, 1) if c.name == "rename" and c.paths[1].endswith("/00000002")]
-        killed, self.saves = self._life(at=inside[0] - 9)
-        ended, more = self._life(at=-1)
-        self.lives = (killed, ended)
-        self.saves |= {len(killed) + calls: step for calls, step in more.items()}
+        rng = random.Random(seed)
+        self.lives: list[list[Call]] = []
+        self.saves: dict[int, int] = {}
+        for at in (rng.randint(2, min(saves)), inside[0] - rng.randint(0, 30), -1):
+            calls, saved = self._life(at)
+            self.saves |= {sum(map(len, self.lives)) + n: step for n, step in saved.items()}
+            self.lives.append(calls)
         self.end = image(self.home / "run")
 
     def _life(self, at: int) -> tuple[list[Call], dict[int, int]]:
@@ -355,20 +357,12 @@ class Record:
 
 def campaign(n: int, folder: Path, *, plant: str = "", seed: int = 0, continued: float = 0.02) -> dict[str, int]:
     """Cut the power `n` times; continued: the share of cut runs that are trained to their end."""
-    return Record(folder, plant).cuts(n, seed, continued)
+    return Record(folder, plant, seed).cuts(n, seed, continued)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--continued", type=float, default=0.02)
-    parser.add_argument("--plant", choices=sorted(PLANTS), default="")
-    asked = parser.parse_args()
     if reason := trap.missing():
         sys.exit(reason)
-    here("cuts")
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as temp:
-        found = campaign(asked.n, Path(temp), plant=asked.plant, seed=asked.seed, continued=asked.continued)
-    print(json.dumps(found))
+    told = asked("cuts", n=10_000, seed=0, continued=0.02, plant="")
+    found = campaign(told.n, Path(told.folder), plant=told.plant, seed=told.seed, continued=told.continued)
+    tell(found, told.record)

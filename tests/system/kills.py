@@ -11,7 +11,6 @@ length or of a save's, wherever it then is: in Python, in torch or in safetensor
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import mmap
@@ -20,7 +19,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -195,10 +193,8 @@ def campaign(kills: int, makes: dict[str, Make], folder: Path, seed: int = 0) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=200)
-    torch.set_num_threads(1)
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as temp:
-        makes = {"digits": digits} | {n: throwaway(n) for n in NAMES}
-        print(json.dumps(campaign(parser.parse_args().kills, makes, Path(temp))))
+    from tests.system.lives import asked, tell
+
+    told = asked("kills", kills=1000)
+    makes = {"digits": digits} | {n: throwaway(n) for n in NAMES}
+    tell(campaign(told.kills, makes, Path(told.folder)), told.record)

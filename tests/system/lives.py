@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -16,9 +19,11 @@ from typing import Any, NamedTuple
 
 from morphogen.checkpoint import Checkpoints, digest, pack
 from morphogen.cli import main
+from morphogen.cli.receipts import machine, now
 from morphogen.log import read
 
 WHOLE = Path(__file__).with_name("whole.py")
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 _CLOCK = {"seconds", "steps_per_s", "at_seconds", "began", "ended", "command", "continued_on"}
 
 
@@ -36,8 +41,9 @@ def forked(act: Callable[[], int]) -> Life:
         if child == 0:
             status = 70
             try:
+                sys.stderr = open(told.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
                 os.dup2(told.fileno(), 2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 status = act()
             except BaseException:
@@ -115,10 +121,34 @@ def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
-def here(tool: str) -> None:
-    """What every tool begins with: one thread, and no cache or data of the user's."""
+def asked(tool: str, **own: Any) -> argparse.Namespace:
+    """What a campaign was asked for on its command line: its own flags with their defaults, and --record.
+
+    Everything then runs in one thread, with no data of the user's, and in memory where there is a disk of memory.
+    """
     import torch
 
+    parser = argparse.ArgumentParser(prog=f"python -m tests.system.{tool}")
+    for name, default in own.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--record", default="", metavar="NAME", help="write benchmarks/results/NAME.json")
+    told = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.pop("MORPHOGEN_DATA", None)
-    sys.stderr.write(f"{tool} …\n")
+    shared = Path("/dev/shm")
+    told.folder = tempfile.mkdtemp(prefix="morphogen-", dir=shared if shared.is_dir() else None)
+    atexit.register(shutil.rmtree, told.folder, ignore_errors=True)
+    return told
+
+
+def tell(found: dict[str, Any], record: str) -> None:
+    """Print what a campaign found as one line, and record it where that was asked for."""
+    print(json.dumps(found), flush=True)
+    if record:
+        page = {"command": "python " + shlex.join(["-m", *_called()]), "values": found, "date": now()[:10]}
+        text = json.dumps(page | {"machine": machine("cpu")}, indent=1) + "\n"
+        (RESULTS / f"{record}.json").write_text(text, encoding="utf-8")
+
+
+def _called() -> list[str]:
+    return [f"tests.system.{Path(sys.argv[0]).stem}", *sys.argv[1:]]

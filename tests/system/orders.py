@@ -10,11 +10,9 @@ written as JSON, having been anywhere before.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ from morphogen import data
 from morphogen.core import Model, Place, Source, leaves
 from morphogen.data.augment import Augmented, Flip, Shift
 
-from .lives import here
+from .lives import asked, tell
 
 WORKERS = (0, 1, 2, 4)
 AFTER = 3  # batches that are compared after each resuming
@@ -111,10 +109,6 @@ def campaign(n: int, folder: Path, resumes: int = 25, seed: int = 0) -> dict[str
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=1_000_000)
-    asked = parser.parse_args()
-    here("orders")
-    with tempfile.TemporaryDirectory() as temp:
-        os.environ["MORPHOGEN_CACHE"] = temp + "/cache"
-        print(json.dumps(campaign(asked.n, Path(temp))))
+    told = asked("orders", n=1_000_000)
+    os.environ["MORPHOGEN_CACHE"] = told.folder + "/cache"
+    tell(campaign(told.n, Path(told.folder)), told.record)

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morphogen as mg
-from morphogen.core import Batch, Loss, Model, Noise, Phase, everyone, keys
+from morphogen.core import Batch, Loss, Model, Noise, Phase, everyone
 from morphogen.data.densities import Drawn, Fresh, eight_gaussians
 from morphogen.hooks import Voice
 from morphogen.log import read
-from morphogen.optim import SGD, AdamW
+from morphogen.optim import AdamW
 
 # ---- models --------------------------------------------------------------------------------------------------------
 
@@ -171,7 +172,7 @@ def trained(model: Model, source: Any, run: Path, *, micro: int | None = None, s
     """The lines of the log, one a step, of a training in double precision."""
     trainer = mg.Trainer(steps, optim=AdamW(1e-2), micro=micro, log_every=1, save_every=steps)
     trainer.fit(model, mg.Data(source), run=run, seed=3, voice=Voice())
-    return [{k: v for k, v in line.items() if k not in ("steps_per_s", "seconds")} for line in read(run / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read(run / "log.jsonl")]
 
 
 def speaking(folder: Path) -> dict[str, Any]:
@@ -209,6 +210,112 @@ def quick(folder: Path) -> dict[str, Any]:
     )
 
 
+# ---- what each rank remembers --------------------------------------------------------------------------------------
+
+
+class Rollouts(Fresh):
+    """A source whose ranks remember different things: the sum of all that they gave; a batch follows from it."""
+
+    def start(self, place: mg.Place) -> None:
+        super().start(place)
+        self.sum = torch.zeros(2)
+
+    def next(self, actor: Any = None, heard: Any = None) -> Batch:
+        batch = super().next(actor, heard)
+        self.sum = self.sum + batch["x"].sum(0)
+        seen = heard["loss"].seen["x"].sum() if heard else 0.0
+        return {**batch, "x": batch["x"] + 0.01 * self.sum.tanh() + 0.01 * seen}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "sum": self.sum}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.sum = state["sum"]
+
+
+class Queue(Model):
+    """A model with a queue of each rank's own last samples, and a count that all ranks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.register_buffer("queue", torch.zeros(6, 2))
+        self.register_buffer("count", torch.zeros(()))
+
+    def loss(self, batch: Batch) -> Loss:
+        z = self.net(batch["x"])
+        return Loss(
+            (z - batch["x"]).square().mean() + 0.1 * (z.mean(0) - self.queue.mean(0)).square().sum(),
+            seen={"x": z.detach()},
+        )
+
+    def after_step(self, phase: str, seen: dict[str, Tensor]) -> None:
+        self.queue.copy_(torch.cat([self.queue, seen["x"]])[-6:])
+        self.count += everyone.sum(seen["x"].abs().sum())
+
+
+def remembering(folder: Path, until: int | None = None, steps: int = 6) -> dict[str, Any]:
+    """A training whose ranks have a source, a buffer and what they heard of their own."""
+    said: list[str] = []
+
+    class Noting(Voice):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    torch.manual_seed(0)
+    trainer = mg.Trainer(steps, optim=AdamW(1e-2), log_every=1, save_every=3)
+    data = mg.Data(Rollouts(eight_gaussians(), 12))
+    training = trainer.fit(Queue(), data, run=folder / "own", seed=3, voice=Noting(), until=until)
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in read(folder / "own" / "log.jsonl")]
+    return {"lines": lines, "said": said, "queue": training.model.queue.tolist(), "count": float(training.model.count)}
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """Both of the above, the first half."""
+    return {"pieces": pieces(folder, until=3), "own": remembering(folder, until=3)}
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """Both of the above, to their end."""
+    return {"pieces": pieces(folder), "own": remembering(folder)}
+
+
+# ---- what goes wrong on one rank -------------------------------------------------------------------------------------
+
+
+class Flawed(Fresh):
+    """Points of a plane, of which rank 1's go wrong at a step."""
+
+    def __init__(self, batch: int, way: str, at: int, slow: float) -> None:
+        super().__init__(eight_gaussians(), batch)
+        self.way, self.at, self.slow = way, at, slow
+
+    def next(self, actor: Any = None, heard: Any = None) -> Batch:
+        batch, step = super().next(actor, heard), self._position // self.batch
+        time.sleep(self.slow)
+        if step == self.at and self._place.rank == 1:
+            if self.way == "mistake":
+                raise mg.UserError("The picture 'cat.png' cannot be read: mend it.")
+            if self.way == "nan":
+                batch["x"][2] = torch.nan
+            if self.way in ("killed", "stopped"):
+                os.kill(os.getpid(), signal.SIGKILL if self.way == "killed" else signal.SIGSTOP)
+        return batch
+
+
+def flawed(
+    steps: int = 12, way: str = "none", at: int = 6, slow: float = 0.0, batch: int = 8, micro: int = 0
+) -> mg.Experiment:
+    """Points, which go wrong.
+
+    steps: how many. way: mistake, nan, killed, stopped or none. at: the step. slow: seconds a step waits. batch: points
+    a step. micro: points a piece.
+    """
+    trainer = mg.Trainer(steps, optim=AdamW(1e-2), save_every=4, log_every=1, ema=mg.EMA(0.9), micro=micro or None)
+    return mg.Experiment(Codes(), mg.Data(Flawed(batch, way, at, slow)), trainer)
+
+
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 
 
@@ -226,10 +333,9 @@ def calculus(folder: Path) -> dict[str, Any]:
         begin = sum(rows[: ranks.rank])
         mine = slice(begin, begin + rows[ranks.rank])
 
-        def one(r: int, everything: Tensor, own: Tensor, total: Tensor) -> Tensor:
+        def one(r: int, everything: Tensor, own: Tensor, total: Tensor, weights: Tensor = mixing) -> Tensor:
             """Rank r's loss: of its own rows, of all, and of a sum over ranks; no two ranks have the same."""
-            here = sum(rows[:r])
-            pulled = (mixing[here : here + rows[r]] @ everything.tanh() * own).sum()  # noqa: B023
+            pulled = (weights[: len(own)] @ everything.tanh() * own).sum()
             return pulled * (r + 1) + (total.exp() * own[:1]).sum() / (r + 2)
 
         x = whole.clone().requires_grad_()
@@ -255,6 +361,113 @@ def calculus(folder: Path) -> dict[str, Any]:
         }
         worst = {k: max(worst.get(k, 0.0), float(v.max() if v.numel() else v.sum())) for k, v in found.items()}
     return worst
+
+
+# ---- weights in pieces ---------------------------------------------------------------------------------------------
+
+
+class Codes(Model):
+    """An autoencoder with a density, of layers whose rows do not divide evenly, one of them tied, and a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(2, 5), nn.Linear(5, 2)
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.width = nn.Parameter(torch.zeros(()))
+        self.still = nn.Parameter(torch.ones(5), requires_grad=False)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.down(x).tanh() * self.still
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.up(z)
+
+    def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
+        return -0.5 * (self.decode(self.encode(x)) - x).square().sum(1) / self.width.exp() - self.width
+
+    def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> mg.Act:
+        return mg.Act(noise.categorical(self.head(self.encode(obs))))
+
+    def sample(self, n: int, cond: Any = None, *, noise: Noise | None = None) -> Tensor:
+        return self.decode((noise or Noise.seeded(0, n)).normal(5))
+
+    def loss(self, batch: Batch) -> Loss:
+        label = batch["cond"]["label"] % 7
+        guess = F.cross_entropy(self.head(self.encode(batch["x"]) + self.embed(label)), label)
+        return Loss(guess - self.log_prob(batch["x"]).mean(), seen={"label": label})
+
+
+class Corner(mg.Remembers):
+    """A space that shows points as dots."""
+
+    shape, volume = (2,), 0.0
+
+    def show(self, x: Tensor, columns: int | None = None) -> Any:
+        from PIL import Image
+
+        return Image.fromarray((x.flatten()[:4].reshape(2, 2).sigmoid() * 255).to(torch.uint8).numpy())
+
+
+def transformer() -> Model:
+    return mg.diffusion.edm(mg.nets.DiT(1, width=16, depth=2, heads=2, patch=4, classes=10, sinusoid=16), (1, 8, 8))
+
+
+IN_PIECES: dict[str, Callable[[], Model]] = {"codes": Codes, "penalty": Penalty, "transformer": transformer}
+
+
+def doors(model: Model) -> dict[str, Any]:
+    """What the model's methods say, numbers of every one."""
+    x = torch.linspace(-1, 1, 12).reshape(6, 2)
+    said = {}
+    with torch.no_grad():
+        if isinstance(model, Codes):
+            said["encode"], said["log_prob"] = model.encode(x), model.log_prob(x)
+            said["decode"] = model.decode(said["encode"])
+            said["act"] = model.act(x, noise=Noise.seeded(1, 6)).action
+        said["draw"] = mg.draw(model, 3, seed=5)
+    return {k: v.double().flatten().tolist() for k, v in said.items()}
+
+
+def pieces(folder: Path, until: int | None = None) -> dict[str, Any]:
+    """Each of them trained with its weights in pieces where there are several ranks, averaged, measured and drawn."""
+    from morphogen.data import Digits, Shuffled
+    from morphogen.parallel import join
+
+    found = {}
+    for name, make in IN_PIECES.items():
+        torch.manual_seed(0)
+        model = make().double()
+        ring = name != "transformer"
+        source = Fresh(eight_gaussians(), 12) if ring else Shuffled(Digits("train"), 8)
+        test = Drawn(eight_gaussians(), 30) if ring else None
+        heldout = mg.HeldOut(every=2, batch=10, metric="judge.loss" if name == "penalty" else "loss") if ring else None
+        hooks = (mg.SampleGrid(every=2, n=4),) if ring else ()
+        trainer = mg.Trainer(
+            6, optim=AdamW(1e-2), ema=mg.EMA(0.9), clip=1.0, heldout=heldout, hooks=hooks, log_every=1, save_every=3
+        )
+        run, count = folder / name, join().count
+        data = mg.Data(source, test, Corner() if ring else None)
+        training = trainer.fit(model, data, run=run, seed=3, voice=Voice(), shard=count > 1, until=until)
+        lines = [{k: v for k, v in line.items() if k not in TIMES} for line in read(run / "log.jsonl")]
+        with training.aside():
+            averaged = doors(training.model)
+        rows = sum(p.numel() for t in training.turns for p in t.params)
+        found[name] = {"lines": lines, "averaged": averaged, "live": doors(training.model), "rows": rows}
+    return found
+
+
+TIMES = ("steps_per_s", "seconds", "at_seconds")
+
+
+def alike(folder: Path) -> dict[str, Any]:
+    """What is to be the same on one process and on two."""
+    return {"speaking": speaking(folder / "speaking"), "quick": quick(folder / "quick")}
+
+
+def first(folder: Path) -> dict[str, Any]:
+    """The same, and what only several ranks can be asked."""
+    return {"calculus": calculus(folder), **alike(folder)}
 
 
 def main(job: str, folder: Path) -> None:

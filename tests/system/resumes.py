@@ -11,12 +11,10 @@ before it holds, the way from any step is then the straight one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -28,7 +26,7 @@ from morphogen.log import read
 from morphogen.spec import build, modules_of, spec
 
 from .kills import digits, throwaway
-from .lives import here, state, timeless
+from .lives import asked, state, tell, timeless
 
 MAKES = {"digits": digits} | {name: throwaway(name) for name in ("gan", "lm", "ppo")}
 STRETCH = 3
@@ -92,11 +90,5 @@ def campaign(steps: int, folder: Path, names: list[str] | None = None) -> dict[s
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--models", default=",".join(MAKES))
-    asked = parser.parse_args()
-    here("resumes")
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as temp:
-        print(json.dumps(campaign(asked.steps, Path(temp), asked.models.split(","))))
+    told = asked("resumes", steps=200, models=",".join(MAKES))
+    tell(campaign(told.steps, Path(told.folder), told.models.split(",")), told.record)

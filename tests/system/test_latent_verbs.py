@@ -17,9 +17,10 @@ from morphogen.cli import main
 from morphogen.cli.recipe import load_file as load_module
 from morphogen.data import Digits
 from morphogen.experiment import load
-from morphogen.latent.pca import chosen, principal
+from morphogen.latent.pca import explaining, principal
 from morphogen.latent.reconstruct import reconstruct
 from morphogen.metrics.psnr import psnr
+from morphogen.metrics.rank import auroc
 
 TINY = Path(__file__).with_name("tiny.py")
 
@@ -138,11 +139,12 @@ def test_anomalies_of_runs_that_saw_one_class(made: Path, capsys: pytest.Capture
     score = reconstruct(codec, batch["x"]).error
     assert answer["strangest"] == score.argsort(descending=True)[:3].tolist()
     seen = Digits("train").take(torch.arange(1437))
-    rank = len(chosen(seen["x"][seen["cond"]["label"] == 1]).axes)
-    assert f"error of {rank} components" in answer["measures"]["AUROC, PCA"]["how"]
-    assert value(answer, "AUROC, above PCA") == pytest.approx(
-        value(answer, "AUROC, error") - value(answer, "AUROC, PCA")
-    )
+    ones, strange = seen["x"][seen["cond"]["label"] == 1], batch["cond"]["label"] != 1
+    for name, components in {"PCA of the code's size": principal(ones, 12), "PCA of 90 %": explaining(ones)}.items():
+        theirs = value(answer, f"AUROC, {name}")
+        assert theirs == pytest.approx(auroc(reconstruct(components, batch["x"]).error, strange).value)
+        assert f"error of {len(components.axes)} components" in answer["measures"][f"AUROC, {name}"]["how"]
+        assert value(answer, f"… above {name}") == pytest.approx(value(answer, "AUROC, error") - theirs)
     other = told(made, capsys, "anomaly two --show 3")
     both = told(made, capsys, "anomaly one --also @two --pca --show 3")
     means = [value(a, "AUROC, error") for a in (answer, other)]

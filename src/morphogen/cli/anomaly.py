@@ -36,8 +36,7 @@ class _Scored(NamedTuple):
     score: Tensor
     by: str
     strange: Tensor | None
-    rival: Tensor | None = None  # scores by principal components
-    rank: int = 0
+    rivals: dict[str, tuple[int, Tensor]]  # of principal components: how many, and their scores
 
 
 def anomaly(
@@ -67,11 +66,12 @@ def anomaly(
     elbo or log_prob, of the likelihood (default: the first that the model can). normal: the classes that are normal, by
     name or number (default: those that it was trained on, where it saw some alone).
     also: runs of other normal classes over the same held-out items: the mean area of all. pca: measure principal
-    components beside it, fitted to the same training items, as many as explain a fifth of these best that was held
-    out. n: how many held-out items, -1 for all. show: how many of the strangest to draw.
-    seed: which items. out: the picture of the strangest to write (default: anomaly.png in the run, and roc.png beside
-    it). checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the
-    run's first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
+    components of the same training items beside it: as many as the run's latents have numbers, and as many as keep nine
+    tenths of the variance.
+    n: how many held-out items, -1 for all. show: how many of the strangest to draw. seed: which items.
+    out: the picture of the strangest to write (default: anomaly.png in the run, and roc.png beside it).
+    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's
+    first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
     classes of yours which the run uses.
     """
     path = out or run / "anomaly.png"
@@ -112,12 +112,12 @@ def _areas(scored: Sequence[_Scored]) -> dict[str, Measure]:
     ours = [area(s.score, s.strange) for s in scored if s.strange is not None]
     said = f"{mean} under the ROC curve, {_HOW[scored[0].by]}, DeLong's interval"
     found = {f"AUROC, {scored[0].by}": mean_area(ours, said)}
-    theirs = [area(s.rival, s.strange) for s in scored if s.strange is not None and s.rival is not None]
-    if theirs:
-        counts = ", ".join(str(s.rank) for s in scored)
-        found["AUROC, PCA"] = mean_area(theirs, f"{mean} under the ROC curve, error of {counts} components")
+    for name in scored[0].rivals:
+        theirs = [area(s.rivals[name][1], s.strange) for s in scored if s.strange is not None]
+        counts = ", ".join(dict.fromkeys(str(s.rivals[name][0]) for s in scored))
+        found[f"AUROC, {name}"] = mean_area(theirs, f"{mean} under the ROC curve, error of {counts} components")
         pairs = [apart(a, b) for a, b in zip(ours, theirs, strict=True)]
-        found["AUROC, above PCA"] = mean_area(pairs, f"{mean} more than that of PCA, DeLong's interval", low=-1.0)
+        found[f"… above {name}"] = mean_area(pairs, f"{mean} more than that, DeLong's interval", low=-1.0)
     return found
 
 
@@ -133,10 +133,10 @@ def _chart(scored: _Scored) -> Any:
 
     assert scored.strange is not None
     lines = {}
-    for name, score in ((scored.by, scored.score), (f"PCA, {scored.rank}", scored.rival)):
-        if score is not None:
-            curve = roc(score, scored.strange)
-            lines[name] = (curve.false.tolist(), curve.true.tolist())
+    rivals = {f"{name}, {rank}": score for name, (rank, score) in scored.rivals.items()}
+    for name, score in {scored.by: scored.score, **rivals}.items():
+        curve = roc(score, scored.strange)
+        lines[name] = (curve.false.tolist(), curve.true.tolist())
     return curves(lines, "share of normal items taken for strange", "share of strange items found")
 
 
@@ -159,11 +159,11 @@ def _scored(context: Context, run: Run, by: str | None, normal: Sequence[str], n
         cond = None if cond is None else {k: c.to(device) for k, c in cond.items()}
         score = strangeness(run.model, x, cond, by=by or has[0], progress=told).cpu()
     strange = _strange(run, items, normal)
-    if not pca:
-        return _Scored(items, score, by or has[0], strange)
-    components = _components(run, seed)
-    rival = strangeness(components, items.x, by="error")
-    return _Scored(items, score, by or has[0], strange, rival, len(components.axes))
+    rivals = {
+        name: (len(c.axes), strangeness(c, items.x, by="error"))
+        for name, c in (_components(run, items, seed) if pca else {}).items()
+    }
+    return _Scored(items, score, by or has[0], strange, rivals)
 
 
 def _strange(run: Run, items: Chosen, normal: Sequence[str]) -> Tensor | None:
@@ -194,16 +194,31 @@ def _trained_on(run: Run) -> Any:
         return None
 
 
-def _components(run: Run, seed: int) -> Components:
-    """Principal components of the training items; their number is that whose density explains best a fifth of these
-    that was held out. No test item is looked at.
-    """
-    from ..latent.pca import chosen
+def _components(run: Run, items: Chosen, seed: int) -> dict[str, Components]:
+    """Principal components of the training items: as many as a latent has numbers, and by their variance."""
+    import torch
 
-    items = _trained_on(run)
-    if items is None:
+    from ..core import Codec, can
+    from ..latent.pca import explaining, principal
+    from ..latent.vectors import Vectors
+
+    source = _trained_on(run)
+    if source is None:
         raise UserError(f"The data of {str(run.path)!r} are no recorded items to fit components to: leave --pca out.")
-    return chosen(some(items, 10_000, seed).x, seed=seed)
+    x = some(source, 10_000, seed).x
+    found = {"PCA of 90 %": explaining(x)}
+    if can(run.model, Codec):
+        with torch.no_grad():
+            size = Vectors(run.model).encode(items.x[:1], None if items.cond is None else _first(items.cond)).shape[1]
+        if size < min(len(x) - 1, x[0].numel()):
+            found = {"PCA of the code's size": principal(x, size)} | found
+    return found
+
+
+def _first(cond: Any) -> Any:
+    from ..core import each
+
+    return each(cond, lambda c: c[:1])
 
 
 def _drawn(run: Run, scored: _Scored, rows: Tensor, path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..errors import UserError
 from .context import Context
@@ -15,7 +15,7 @@ from .sample import load_run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core import Items
+    from ..core import Items, Model
     from ..data.space import Pictures
     from ..experiment import Run
     from ..metrics.measure import Measure
@@ -34,10 +34,14 @@ class Chosen(NamedTuple):
 def codec_run(
     context: Context, run: Path, checkpoint: str, ema: str | None, device: str | None, modules: Sequence[ModuleType]
 ) -> Run:
-    """A run whose model is a codec. UserError in one sentence where it is none."""
+    """A run whose model is a codec, a diffusion by its probability flow. UserError in one sentence where it is none."""
     from ..core import Codec, can
+    from ..diffusion import Diffusion
+    from ..diffusion.inversion import ProbabilityFlow
 
     loaded = load_run(context, run, checkpoint, device, modules, ema)
+    if isinstance(loaded.model, Diffusion):
+        loaded.model = cast("Model", ProbabilityFlow(loaded.model, loaded.model.shape))
     if not can(loaded.model, Codec):
         raise UserError(
             f"The run {str(run)!r} is a {type(loaded.model).__name__}, which has no latent space: {context.command}"

@@ -17,6 +17,7 @@ from . import recipe as recipes
 from .context import Context, data_root
 from .flags import Flag, plain, restored, summary
 from .recipe import Recipe
+from .tell import Silent
 
 if TYPE_CHECKING:
     from ..experiment import Experiment, Run
@@ -39,6 +40,7 @@ def train(
     device: str | None = None,
     devices: int = 1,
     on: str | None = None,
+    shard: bool = False,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
@@ -51,16 +53,20 @@ def train(
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
     devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
     batch shared out among them. on: a Ray cluster to train on, ray://HOST:PORT, or `ray` for one of this machine alone.
+    shard: give each device a piece of the weights only (FSDP): for a model that is too large for one, as it is slower
+    where all fits.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
+    if "WORLD_SIZE" in os.environ:
+        context = _one_voice(context)
     modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
         if not context.rest and seed is None and not check:
             if (ended := _elsewhere(context, devices, device, on, run, with_)) is None:
-                _continue(context, run, modules, device, data_root, with_)
+                _continue(context, run, modules, device, data_root, with_, shard)
             return ended
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
@@ -89,9 +95,16 @@ def train(
             check_everything(context, experiment, seed, str(where), found)
             return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
-        done = fit(context, experiment, path, seed, str(where), note, found.file)
+        done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
     join().once(lambda: _conclude(context, done, own))
     return None
+
+
+def _one_voice(context: Context) -> Context:
+    """Join the other processes where there are any; the first of them answers for all."""
+    from ..parallel import join
+
+    return context._replace(tell=Silent(context.tell.machine, context.tell.words)) if join().rank else context
 
 
 def _continue(
@@ -101,6 +114,7 @@ def _continue(
     device: str | None,
     data_root: Path | None,
     files: tuple[Path, ...],
+    shard: bool,
 ) -> None:
     """Continue a run as its spec.json says: what its recipe read (another run, a file of pairs) may be gone by now."""
     from ..device import choose_device
@@ -111,7 +125,7 @@ def _continue(
     where, seed = str(choose_device(device)), int(page["seed"])
     with _root(data_root):
         experiment = build(page["experiment"], modules=modules, assets=run / "assets", seed=seed)
-        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py")
+        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py", shard)
     join().once(lambda: _conclude(context, done, files))
 
 
@@ -123,7 +137,8 @@ def _elsewhere(
     None where it is to go on here. files: the user's own, which a cluster is sent.
     """
     from ..device import choose_device
-    from ..parallel import joins, launch
+    from ..parallel import joins
+    from ..parallel.launch import launch
 
     if on is not None:
         return _on(context, on, devices, device, path, files)
@@ -171,13 +186,23 @@ def _without(words: Sequence[str], flag: str) -> list[str]:
 
 
 def fit(
-    context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
+    context: Context,
+    experiment: Experiment,
+    path: Path,
+    seed: int,
+    device: str,
+    note: dict[str, Any],
+    file: Path,
+    shard: bool = False,
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..disk import copy
     from ..experiment import write_spec
     from ..parallel import join
     from .receipts import begin
+
+    if shard and join().alone:
+        raise UserError("--shard shares the weights out among several devices: say how many, --devices 2.")
 
     def prepare() -> None:
         write_spec(path, experiment, seed, note)
@@ -186,7 +211,8 @@ def fit(
         begin(path, context.typed, device)
 
     join().once(prepare)
-    return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
+    voice = context.tell.voice()
+    return experiment.train(path, seed=seed, device=device, recipe=note, voice=voice, shard=shard)
 
 
 def _page(run: Path) -> dict[str, Any]:

@@ -130,6 +130,18 @@ class Dequantise(Remembers):
         return x + (u - 0.5) * (2 / (self.levels - 1))
 
 
+class WhiteNoise(Remembers):
+    """Adds noise of deviation `std` to every value: what a denoising autoencoder is to take away again."""
+
+    def __init__(self, std: float) -> None:
+        if std < 0:
+            raise UserError(f"WhiteNoise was given the deviation {std}: give 0 or more.")
+        self.std = std
+
+    def __call__(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, " b *shape"]:
+        return x + self.std * noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device)
+
+
 class Binarise(Remembers):
     """Each value becomes `high` with the probability (x - low) / (high - low), else `low`: the dynamic binarisation of
     Salakhutdinov & Murray 2008, "On the quantitative analysis of deep belief networks", and Burda et al. 2016.

@@ -47,7 +47,7 @@ def scatter(
     sheet = Image.new("RGB", ((size + legend) * _FINE, size * _FINE), _PAPER)
     pen = ImageDraw.Draw(sheet)
     at = (points - middle) / half * (0.47 * size * _FINE)
-    radius = _FINE * max(1.0, min(3.5, 60 / len(points) ** 0.5))
+    radius = _FINE * max(1.3, min(3.5, 80 / len(points) ** 0.5))
     kinds = len(names) or (max(label, default=0) + 1 if label is not None else 1)
     order = np.random.default_rng(0).permutation(len(points))  # no class lies on top of all others
     for i in order:

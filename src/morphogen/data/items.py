@@ -164,7 +164,9 @@ def _tensor(given: Tensor | Asset, name: str) -> Tensor:
             return array.to(torch.get_default_dtype()) if array.is_floating_point() else array
         if given.path.suffix == ".safetensors":
             return _from_safetensors(given.path, name)
-    except (ValueError, TypeError, EOFError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file numpy raises whatever it meets
         how = "numpy.save(file, array)" if given.path.suffix == ".npy" else "safetensors"
         raise UserError(
             f"The file {str(given.path)!r} cannot be read as an array of numbers: write it again with {how}."

@@ -61,6 +61,9 @@ class Entry(NamedTuple):
     bad: str
 
 
+_KINDS = (str, int, str, int, int, str, int | None, str | None, dict, str)
+
+
 class Listing(NamedTuple):
     """An index that was read. classes: names of the labels. conditions: names of the numbers said of each picture."""
 
@@ -121,9 +124,26 @@ def read(asset: Asset) -> Listing:
     """The index of a file that `index` wrote. Raises UserError on another file."""
     try:
         head, *lines = map(json.loads, asset.path.read_text(encoding="utf-8").splitlines())
-        return Listing(tuple(head["classes"]), tuple(head["conditions"]), tuple(Entry(**line) for line in lines))
-    except (ValueError, TypeError, KeyError) as error:
+        listing = Listing(tuple(head["classes"]), tuple(head["conditions"]), tuple(Entry(**line) for line in lines))
+        if not all(isinstance(name, str) for name in (*listing.classes, *listing.conditions)):
+            raise TypeError("names that are no strings")
+        for entry in listing.entries:
+            _check(entry, listing)
+        return listing
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{str(asset.path)!r} is no index of pictures: make one with data.index(FOLDER).") from error
+
+
+def _check(entry: Entry, listing: Listing) -> None:
+    """Raise TypeError or ValueError unless an entry is one that `index` could have written."""
+    if not all(isinstance(value, kind) for value, kind in zip(entry, _KINDS, strict=True)):
+        raise TypeError("a value of another type")
+    if entry.label is not None and not 0 <= entry.label < len(listing.classes):
+        raise ValueError("a label without a class")
+    if not 0 <= entry.height * entry.width <= _OPENS or min(entry.height, entry.width) < 0:
+        raise ValueError("a size that no picture has")
+    if set(entry.cond) != set(listing.conditions) or not all(isinstance(v, int | float) for v in entry.cond.values()):
+        raise ValueError("other conditions")
 
 
 # ---- what is said of a picture -------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def floor(path: Path) -> float:
     return float(path.ratio(path.at_index(0))) if isinstance(path, Chain) else max(1e-3, float(path.ratio(0.0)))
 
 
-def _angles(path: Path, low: float | None) -> tuple[float, float]:
+def angles(path: Path, low: float | None) -> tuple[float, float]:
     """θ_0 and θ_1."""
     low = floor(path) if low is None else low
     first, last = float(path.ratio(0.0)), float(path.ratio(1.0))
@@ -127,7 +127,7 @@ def _angles(path: Path, low: float | None) -> tuple[float, float]:
     return math.atan(low), math.atan2(float(path.sigma(1.0)), float(path.alpha(1.0)))
 
 
-def _time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
+def time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
     """The time of an angle; a tensor of angles is float64, since near the end of a path tan θ is steep."""
     if isinstance(theta, Tensor):
         time = torch.as_tensor(path.time(theta.clamp(max=end * (1 - 1e-9)).tan()))
@@ -135,7 +135,7 @@ def _time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
     return 1.0 if theta >= end * (1 - 1e-12) else path.time(math.tan(theta))
 
 
-def _circle(path: Path, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+def circle(path: Path, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """cos θ, sin θ and √(α² + σ²) at a time."""
     alpha, sigma = path.alpha(t), path.sigma(t)
     h = lib(t).sqrt(alpha * alpha + sigma * sigma)
@@ -169,14 +169,14 @@ def log_density(
     _floats(x)
     path, graph, shape = field.path, torch.is_grad_enabled(), x.shape
     size = math.prod(x.shape[1:])
-    start, end = _angles(path, low)
+    start, end = angles(path, low)
     divergence = divergence_for(size) if divergence is None else divergence
     probes = divergence.probes(x, Noise.of(x) if noise is None else noise)
 
     def rate(u: Scalar, y: Tensor) -> Tensor:
         theta = u.double().exp() if isinstance(u, Tensor) else math.exp(u)
-        t = _time(path, theta, end, x.dtype)
-        cos, sin, h = _circle(path, t)
+        t = time(path, theta, end, x.dtype)
+        cos, sin, h = circle(path, t)
         scale = theta.to(x.dtype) if isinstance(theta, Tensor) else theta
         with torch.enable_grad():
             at = y[:, :-1].reshape(shape)  # (B, *shape)
@@ -243,7 +243,7 @@ def bound(
     if evaluations < 1:
         raise UserError(f"evaluations={evaluations} estimates nothing: use 1 or more, better 64.")
     path, decoder = field.path, Normal() if decoder is None else decoder
-    start, end = _angles(path, low)
+    start, end = angles(path, low)
     x = decoder.observe(x)
     noise = Noise.of(x) if noise is None else noise
 
@@ -251,7 +251,7 @@ def bound(
         return noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device)
 
     # the decoder, at θ_0
-    t = _time(path, start, end, x.dtype)
+    t = time(path, start, end, x.dtype)
     alpha, sigma = path.alpha(t), path.sigma(t)
     x0 = decoder.clamp(field.predict(alpha * x + sigma * draw(), t, 1.0, 0.0, cond))
     found = decoder.log_prob(x, x0, x.new_tensor(2 * math.log(math.tan(start)))).flatten(1).sum(1)
@@ -266,14 +266,14 @@ def bound(
     width = math.log(end / start)
     for k in range(evaluations):
         theta = start * ((k + u) / evaluations * width).exp()
-        gap = _gap(field, x, draw(), _time(path, theta, end, x.dtype), theta, cond)
+        gap = _gap(field, x, draw(), time(path, theta, end, x.dtype), theta, cond)
         found = found - gap * (width / evaluations)
     return found
 
 
 def _gap(field: Field, x: Tensor, z: Tensor, t: Scalar, theta: Tensor, cond: Cond) -> Tensor:
     """θ cot θ |v − v̂|² (B,): what the bound loses in each unit of log θ."""
-    cos, sin, h = _circle(field.path, t)
+    cos, sin, h = circle(field.path, t)
     on, off = spread(cos, x), spread(sin, x)
     told = field.predict((on * x + off * z) * spread(h, x), t, -sin, cos, cond)
     lost: Tensor = (on * z - off * x - told).square().flatten(1).sum(1)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import learnable
 from ..core import NONE, Batch, Loss, Model, Noise, everyone, size
 from ..errors import UserError
 from ..spec import Remembers
@@ -126,8 +127,9 @@ class Autoencoder(Model):
         self.corrupt, self.penalties, self.shape = tuple(corrupt), tuple(penalties), likelihood.shape
 
     def start(self, batch: Batch) -> None:
-        """Look at the first data: are they the likelihood's?"""
+        """Look at the first data: are they the likelihood's, and of the net's precision?"""
         self.law.check(batch["x"])
+        learnable(batch["x"], self.shape, self.decoder)
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """The samples; a batch is never split where a penalty is of it as a whole."""

@@ -79,29 +79,16 @@ def principal(x: Float[Tensor, " n *shape"], rank: int) -> Components:
     return Components(mean, axes * largest.sign(), value[:rank], rest)
 
 
-def chosen(x: Float[Tensor, " n *shape"], *, held: float = 0.2, seed: int = 0) -> Components:
-    """Principal components of x, as many as give the highest density to a share `held` of x that was not fitted.
+def explaining(x: Float[Tensor, " n *shape"], kept: float = 0.9) -> Components:
+    """As few principal components of x as keep a share `kept` of its variance, but one at least.
 
-    seed: which are held out. Raises UserError for fewer than four items.
+    Raises UserError for a share beyond 0 to 1, and for fewer than two items.
     """
-    n, d = len(x), math.prod(x.shape[1:])
-    if n < 4:
-        raise UserError(f"The number of components cannot be chosen on {n} items: give 4 or more.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
-    out = max(1, round(held * n))
-    whole = principal(x[order[out:]], min(n - out - 1, d))
-    off = (x[order[:out]].double() - whole.mean).flatten(1)
-    z = (off @ whole.axes.T).square()  # (out, r)
-    left = whole.variance.sum() + whole.rest * (d - len(whole.axes)) - whole.variance.cumsum(0)
-    ranks = torch.arange(1, len(whole.axes) + 1, device=x.device)
-    rest = left / (d - ranks).clamp(min=1)
-    fits = (rest > 1e-9 * whole.variance[0]) & (ranks < d)
-    if not fits.any():
-        return principal(x, 1)
-    within = whole.variance.log() + z / whole.variance
-    beyond = (off.square().sum(1, keepdim=True) - z.cumsum(1)) / rest + (d - ranks) * rest.log()
-    said = (within.cumsum(1) + beyond).mean(0)  # −2 log p, but for a constant
-    return principal(x, int(ranks[torch.where(fits, said, torch.inf).argmin()]))
+    if not 0 < kept <= 1:
+        raise UserError(f"Components cannot keep {kept} of the variance: give a share above 0, up to 1.")
+    whole = principal(x, min(len(x) - 1, math.prod(x.shape[1:])))
+    rank = int((share(whole).cumsum(0) < kept).sum()) + 1
+    return principal(x, min(rank, len(whole.axes)))
 
 
 def share(components: Components) -> Float[Tensor, " r"]:

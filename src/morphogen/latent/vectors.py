@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..core import Codec, can, each
 from ..errors import UserError
+from .latent import Latent
+from .vqgan import VQGAN
 
 Cond = Mapping[str, Tensor]
 
@@ -61,6 +63,8 @@ class Vectors:
     """
 
     def __init__(self, codec: Any, *, chunk: int = 250) -> None:
+        while isinstance(codec, VQGAN) or (isinstance(codec, Latent) and codec.discrete_latents):
+            codec = codec.codec  # neither a critic nor a prior of the codes is a part of the way to them
         self.codec, self.chunk, self.conditional = codec_of(codec), chunk, conditional(codec)
         self._shapes: list[tuple[int, ...]] = []  # of the tensors that make up one latent
         self._tuple = False

@@ -12,6 +12,7 @@ Departures: those of `quantise.py`; the reconstruction is a mean over pixels, in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -45,13 +46,12 @@ class Recoded(NamedTuple):
     seen: Mapping[str, Tensor] = NONE
 
 
-def latent_shape(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what an encoder makes of one x of `shape`, without computing it."""
-    names = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
-    there = {n: torch.empty_like(t, device="meta") for n, t in names.items()}
-    x = torch.empty(1, *shape, device="meta")
-    with torch.no_grad():
-        z: Tensor = torch.func.functional_call(encoder, there, x)
+@torch.no_grad()
+def encoded_shape(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what an encoder makes of one x of `shape`, which is found by giving it zeros."""
+    like, training = next(encoder.parameters(), torch.empty(())), encoder.training
+    z: Tensor = encoder.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    encoder.train(training)
     return tuple(z.shape[1:])
 
 
@@ -71,7 +71,7 @@ class VQVAE(Model):
     quantiser: z_e to codes.
     shape:     of one x.
     error:     of a reconstruction, a coordinate at a time: `squared` or `absolute`.
-    Attributes: codes, the size of the alphabet; latent_shape, of one x's codes.
+    Attribute: codes, the size of the alphabet.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class VQVAE(Model):
         super().__init__()
         self.encoder, self.decoder, self.quantiser = encoder, decoder, quantiser
         self.shape, self.error = tuple(shape), error
-        dim, *grid = latent_shape(encoder, self.shape)
-        if dim != quantiser.dim:
-            raise UserError(
-                f"The encoder ends in {dim} channels and the quantiser takes {quantiser.dim}: give both as many."
-            )
         self.codes = quantiser.codes
-        self.latent_shape = tuple(grid) if quantiser.depth is None else (quantiser.depth, *grid)
+
+    @functools.cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one x's codes."""
+        grid = encoded_shape(self.encoder, self.shape)[1:]
+        return grid if self.quantiser.depth is None else (self.quantiser.depth, *grid)
 
     # ---- training
 
@@ -111,7 +111,7 @@ class VQVAE(Model):
         said = self.quantiser(z)
         logs = {"quantiser": said.loss.detach(), "perplexity": perplexity(self.quantiser.usage()).mean()}
         seen = {"z": z.detach(), "codes": said.codes, "key": batch["key"]}
-        return Recoded(self._decoded(said.z), said.loss, logs, seen)
+        return Recoded(self.decode_vectors(said.z), said.loss, logs, seen)
 
     def loss(self, batch: Batch) -> Loss:
         """Mean error of the reconstruction and what the quantiser adds."""
@@ -141,7 +141,8 @@ class VQVAE(Model):
 
     def decode(self, z: Int[Tensor, " b *size"]) -> Float[Tensor, " b *shape"]:
         """x̂ of codes."""
-        return self._decoded(self.quantised(z))
+        return self.decode_vectors(self.quantised(z))
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def decode_vectors(self, z: Tensor) -> Tensor:
+        """x̂ of vectors (B, dim, *size), which need not be of the code book."""
         return cropped(self.decoder(z), self.shape)

@@ -17,6 +17,7 @@ Held-out losses are without the critic's part, which measures by a moving scale.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -30,7 +31,7 @@ from ..core import Batch, Loss, Model, Noise, Phase, everyone
 from ..errors import UserError
 from ..nets.conv import convolution
 from .perceptual import Perceptual
-from .vq import VQVAE, Error, Recoded, absolute, cropped, latent_shape
+from .vq import VQVAE, Error, Recoded, absolute, cropped, encoded_shape
 
 
 def adaptive_weight(x_hat: Tensor, last: Tensor, rec: Tensor, play: Tensor) -> Tensor:
@@ -52,16 +53,16 @@ def led(x: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
 class KLAutoencoder(Model):
     """x (B, *shape) <-> z (B, channels, *size), near to standard normal: the autoencoder of latent diffusion.
 
-    encoder: x to (B, 2 channels, *size). decoder: z (B, channels, *size) to x̂, at least of the size of x.
-    shape:   of one x. kl: weight of the KL, as of losses that are summed over x and over z.
-    error:   of a reconstruction, a coordinate at a time.
-    Attribute: latent_shape, of one z.
+    encoder:  x to (B, 2 channels, *size). decoder: z (B, channels, *size) to x̂, at least of the size of x.
+    channels: of z. shape: of one x. kl: weight of the KL, as of losses that are summed over x and over z.
+    error:    of a reconstruction, a coordinate at a time.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
+        channels: int,
         shape: tuple[int, ...],
         *,
         kl: float = 1e-6,
@@ -71,13 +72,15 @@ class KLAutoencoder(Model):
         if kl < 0:
             raise UserError(f"The weight of the KL is {kl}: give 0 or more, such as 1e-6.")
         self.encoder, self.decoder, self.shape, self.kl, self.error = encoder, decoder, tuple(shape), kl, error
-        double, *grid = latent_shape(encoder, self.shape)
-        if double % 2:
-            raise UserError(f"The encoder ends in {double} channels: give it an even number, means and log-variances.")
-        self.latent_shape = (double // 2, *grid)
-        dims = len(grid)
-        self.moments = convolution(dims, double, double, 1)
-        self.latent = convolution(dims, double // 2, double // 2, 1)
+        dims = len(self.shape) - 1
+        self.moments = convolution(dims, 2 * channels, 2 * channels, 1)
+        self.latent = convolution(dims, channels, channels, 1)
+
+    @functools.cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape (channels, *size) of one z."""
+        double, *grid = encoded_shape(self.encoder, self.shape)
+        return double // 2, *grid
 
     @classmethod
     def stable_diffusion(cls, size: int = 512, *, kl: float = 1e-6) -> KLAutoencoder:
@@ -85,18 +88,24 @@ class KLAutoencoder(Model):
         from ..nets.autoencoder import Decoder, Encoder
 
         widths = (128, 256, 512, 512)
-        return cls(Encoder(3, 8, widths=widths), Decoder(3, 4, widths=widths), (3, size, size), kl=kl)
+        return cls(Encoder(3, 8, widths=widths), Decoder(3, 4, widths=widths), 4, (3, size, size), kl=kl)
 
     def posterior(self, x: Float[Tensor, " b *shape"]) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, *latent_shape) of z given x."""
-        said = self.moments(self.encoder(x))
+        h = self.encoder(x)
+        if h.shape[1] != self.moments.in_channels:
+            raise UserError(
+                f"The encoder ends in {h.shape[1]} channels, and means and log-variances of {self.latent.in_channels}"
+                f" are {self.moments.in_channels}: let it end in as many."
+            )
+        said = self.moments(h)
         mean, log_var = said.to(torch.promote_types(said.dtype, torch.float32)).chunk(2, 1)
         return mean, log_var.clamp(-30, 20)
 
     def reconstruct(self, batch: Batch) -> Recoded:
         """x̂ of a z drawn by the batch's keys, and the KL."""
         mean, log_var = self.posterior(batch["x"])
-        z = mean + (0.5 * log_var).exp() * Noise(batch["key"]).normal(*self.latent_shape, dtype=mean.dtype)
+        z = mean + (0.5 * log_var).exp() * Noise(batch["key"]).normal(*mean.shape[1:], dtype=mean.dtype)
         kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1).mean()  # nats
         penalty = self.kl / math.prod(self.shape) * kl
         return Recoded(self.decode(z), penalty, {"kl": kl.detach()})
@@ -127,6 +136,7 @@ class VQGAN(Model):
     """
 
     scaffold: ClassVar[tuple[str, ...]] = ("critic", "perceptual")
+    whole: ClassVar[tuple[str, ...]] = ("codec.decoder.last", "critic", "perceptual")  # differentiated within a loss
 
     def __init__(
         self,
@@ -151,7 +161,7 @@ class VQGAN(Model):
             )
         self.codec, self.critic, self.perceptual = codec, critic, perceptual
         self.likeness, self.weight, self.after, self.game = likeness, weight, after, game
-        self.shape, self.latent_shape = codec.shape, codec.latent_shape
+        self.shape, self.codes = codec.shape, codec.codes if isinstance(codec, VQVAE) else None
 
     @property
     def last(self) -> nn.Parameter:
@@ -210,6 +220,11 @@ class VQGAN(Model):
         return error + self.likeness * apart, logs | {"perceptual": apart.detach()}
 
     # ---- codec
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one x's latents."""
+        return self.codec.latent_shape
 
     def encode(self, x: Float[Tensor, " b *shape"]) -> Tensor:
         """The codec's latents of x."""

@@ -6,7 +6,7 @@ from ..experiment import Data, Experiment
 
 
 def mnist_ladder(
-    steps: int = 9000,
+    steps: int = 8000,
     width: int = 512,
     depth: int = 2,
     latents: tuple[int, ...] = (40, 20),

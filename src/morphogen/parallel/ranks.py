@@ -1,4 +1,4 @@
-"""Many processes for one run: the only file that touches `torch.distributed`.
+"""The ranks of a run, as one of them sees them.
 
 A run of R ranks computes what one process computes. With pieces i of rank r's part of the batch and denominators k,
     value[r][i][k] * counts[r][i][k] / sum over ranks and pieces of counts[k]
@@ -6,18 +6,15 @@ is what each rank differentiates, and gradients are summed over ranks: the whole
 `core.everyone` is the same sum, mean or gathering inside a loss, true under autograd: what a rank's loss owes to
 another's tensor reaches its owner.
 
-`Ranks` is one process, where every method is the identity; `Joined` is one of several.
+`Ranks` is one process, where every method is the identity; `Joined` is one of several, each with all of the weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .core import Batch, Everyone, each, everyone
-from .errors import UserError
+from ..core import Batch, Everyone, State, each, everyone
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -43,6 +40,7 @@ class Ranks:
 
     rank, count = 0, 1
     alone = True
+    sharded = False  # whether each holds pieces of the weights only
     entangled = False  # whether a loss has sent tensors to other ranks, so that no rank may leave its backward out
 
     def device(self, device: torch.device) -> torch.device:
@@ -59,6 +57,29 @@ class Ranks:
 
     def gradients(self, params: Sequence[nn.Parameter]) -> None:
         """Sum the parameters' gradients over ranks; one that no rank has stays None."""
+
+    def norms(self, norms: Sequence[Tensor], params: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+        """The norms of whole gradients, of those of this rank's pieces."""
+        return norms
+
+    def own(self, p: nn.Parameter) -> nn.Parameter:
+        """What of a parameter of the model this rank trains and averages: its piece."""
+        return p
+
+    def settle(self, model: nn.Module) -> None:
+        """See to it that weights changed from outside are those that the next forward pass takes."""
+
+    def piecewise(self, parts: Mapping[str, State]) -> dict[str, State]:
+        """A checkpoint's parts with pieces where this rank holds only that."""
+        return dict(parts)
+
+    def mine(self, parts: Mapping[str, State]) -> dict[str, State]:
+        """A checkpoint's parts with this rank's pieces of what is whole there."""
+        return dict(parts)
+
+    def full(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the name of their parameter, whole on every rank."""
+        return dict(named)
 
     def most(self, number: int) -> int:
         """The largest of the ranks' numbers."""
@@ -111,6 +132,7 @@ class Joined(Ranks, Everyone):
         import torch.distributed as dist
 
         self.rank, self.count, self.local, self._dist, self._store = rank, count, local, dist, store
+        self._parting = threading.Lock()
 
     def device(self, device: torch.device) -> torch.device:
         if device.type != "cuda":
@@ -262,26 +284,29 @@ class Joined(Ranks, Everyone):
     def _watch(self, left: threading.Event) -> None:
         """Say now and then that this rank lives, and end it where another has failed or is silent.
 
-        The main thread hears of the same, most often at once, when what it sends or waits for fails; but it may hang
-        in the driver of an accelerator.
+        The main thread may hear of the same when what it sends or waits for fails, and is given a moment to end by
+        itself; but it may as well wait for ever.
         """
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        beats = dict.fromkeys(range(self.count), ("", time.monotonic()))
+        beats = {r: ("", time.monotonic()) for r in range(self.count) if r != self.rank}
         with contextlib.suppress(RuntimeError):  # a store that is gone: its rank is silent
             store = TCPStore(*_address(), is_master=False, timeout=timedelta(seconds=_SILENCE))
-        while not left.wait(_BEAT):
-            now, failed = time.monotonic(), False
+        last, failed = 0.0, False
+        while not left.wait(_LOOK):
+            now = time.monotonic()
             with contextlib.suppress(RuntimeError):
-                store.set(f"beat/{self.rank}", str(now))
                 failed = store.check(["failed"])
-                for r, (last, _) in beats.items():
-                    beat = store.get(f"beat/{r}").decode() if store.check([f"beat/{r}"]) else ""
-                    if beat != last or beat == "left":
-                        beats[r] = beat, now
-            silent = [r for r, (_, when) in beats.items() if now - when > _SILENCE and r != self.rank]
-            if (silent or failed) and not left.wait(_GRACE):
-                gone = f"Process {silent[0]} of {self.count} has been silent for {_SILENCE} s. " if silent else ""
+                if now - last > _BEAT:
+                    last = now
+                    store.set(f"beat/{self.rank}", str(now))
+                    for r, (before, _) in beats.items():
+                        beat = store.get(f"beat/{r}").decode() if store.check([f"beat/{r}"]) else ""
+                        if beat != before or beat == "left":
+                            beats[r] = beat, now
+            silent = [r for r, (_, when) in beats.items() if now - when > _SILENCE]
+            if (silent or failed) and not left.wait(_MOMENT):
+                gone = f"Process {silent[0]} of {self.count} has been silent for {_SILENCE:g} s. " if silent else ""
                 said, code = self.part(gone + _GONE, 1, lost=True)
                 if said:
                     print(said, file=sys.stderr, flush=True)
@@ -290,40 +315,40 @@ class Joined(Ranks, Everyone):
             store.set(f"beat/{self.rank}", "left")
 
     def part(self, sentence: str, code: int, lost: bool) -> tuple[str, int]:
+        self._parting.acquire()  # and never let go of: of two threads one speaks
         with contextlib.suppress(RuntimeError):  # a store that is gone
             store = self._store
             if not lost:
                 store.compare_set("failed", "", json.dumps([self.rank, sentence, code]))
-            elif told := self._read("failed", 1.0):
-                who, sentence, code = json.loads(told)
+            elif self._comes(lambda: store.check(["failed"]), _MOMENT):
+                who, sentence, code = json.loads(store.get("failed"))
                 sentence = f"Process {who}: {sentence}"
-            elif _LAUNCHED in os.environ:
+            elif LAUNCHED in os.environ:
                 sentence = ""  # the launcher knows more of a death
-            if not torch.cuda.is_available():
-                self._dist.destroy_process_group()  # so that nobody waits for this rank any longer
             if self.rank == 0:
-                store.set("spoken", "0")
-            elif self._read("spoken", _GRACE) or store.add("speaker", 1) > 1:
+                store.set("spoken", "")
+                self._comes(lambda: store.add("heard", 0) == self.count - 1, 2 * _MOMENT)  # the store may end with it
+            elif self._comes(lambda: store.check(["spoken"]), _GRACE) or store.add("speaker", 1) > 1:
+                store.add("heard", 1)
                 sentence = ""
             return sentence, code
-        return (sentence if self.rank <= 1 and _LAUNCHED not in os.environ else ""), code
+        return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code
 
-    def _read(self, key: str, seconds: float) -> str:
-        """What a rank has left in the store, waited for so long; "" where nothing came."""
+    def _comes(self, true: Callable[[], bool], seconds: float) -> bool:
+        """Whether it becomes true within so many seconds."""
         until = time.monotonic() + seconds
-        while not self._store.check([key]):
-            if time.monotonic() > until:
-                return ""
-            time.sleep(0.02)
-        return str(self._store.get(key).decode())
+        while not (found := true()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return found
 
 
 class Elsewhere(Exception):
     """Another rank has failed, and says why, or is gone."""
 
 
-_BEAT, _SILENCE, _GRACE = 2.0, 60.0, 5.0  # seconds
-_LAUNCHED = "MORPHOGEN_LAUNCHED"
+# seconds: between looks, between beats, until a rank counts as dead; for a thread to end; for rank 0 to speak
+_LOOK, _BEAT, _SILENCE, _MOMENT, _GRACE = 0.5, 10.0, 60.0, 1.0, 20.0
+LAUNCHED = "MORPHOGENLAUNCHED"
 _GONE = (
     "Another process of this training has ended without a word (killed, or its machine is gone): the last checkpoint"
     " stands, and the same command continues from it."
@@ -394,7 +419,10 @@ def join() -> Ranks:
     Raises UserError where the environment is not complete, or not all ranks come.
     """
     global _here
-    if not joins() or not _here.alone:
+    if not joins():
+        return ALONE
+    if isinstance(_here, Joined):
+        everyone.through = _here
         return _here
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -428,47 +456,3 @@ def _address() -> tuple[str, int]:
 def part(sentence: str, code: int, lost: bool) -> tuple[str, int]:
     """`Ranks.part` of this process."""
     return _here.part(sentence, code, lost)
-
-
-# ---- launching -----------------------------------------------------------------------------------------------------
-
-
-def launch(count: int, words: Sequence[str]) -> int:
-    """Start `python WORDS` `count` times under torchrun on this machine, and wait; the exit code.
-
-    A signal is handed on to all of them. Raises Died where one was killed.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    threads = max(1, (os.cpu_count() or 1) // count)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ[_LAUNCHED] = "1"
-    with tempfile.TemporaryDirectory(prefix="morphogen-") as logs:
-        config = LaunchConfig(
-            1,
-            1,
-            count,
-            DefaultLogsSpecs(logs),
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            run_id="morphogen",
-        )
-        try:
-            elastic_launch(config, sys.executable)(*words)
-        except SignalException as heard:
-            return 128 + int(heard.sigval)
-        except ChildFailedError as failed:
-            ends = {rank: end.exitcode for rank, end in failed.failures.items()}
-            for rank, code in ends.items():
-                if code < 0:
-                    raise Died(f"Process {rank} of {count} was killed by {signal.Signals(-code).name}") from None
-            return max(ends.values())
-    return 0
-
-
-class Died(Exception):
-    """A process was killed; says which, and by which signal."""
