@@ -209,9 +209,10 @@ def _connected(where: str | None) -> Iterator[Any]:
     except ray.exceptions.AuthenticationError:
         raise UserError(f"The cluster {where} refuses this token: set RAY_AUTH_TOKEN to its own.") from None
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        what = " ".join(str(error).split())[:200]
         raise UserError(
-            f"The cluster {where or 'of this machine'} does not answer ({str(error).splitlines()[0]}): see that it runs"
-            " and that the port is its Ray client server's; the same command continues a training."
+            f"The cluster {where or 'of this machine'} does not answer ({what}): see that it runs, that the port is its"
+            " Ray client server's and the token its own; the same command continues a training."
         ) from error
     finally:
         ray.shutdown()
