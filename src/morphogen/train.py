@@ -31,7 +31,7 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .disk import make
+from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
@@ -294,7 +294,9 @@ class Training:
 
     def _take_run(self) -> IO[str]:
         make(self.run)
-        return claim(self.run)
+        held = claim(self.run)
+        sync_names(self.run)
+        return held
 
     def _newest(self) -> tuple[int, dict[str, Any]] | None:
         """The checkpoint to go on from: rank 0 chooses it."""

@@ -106,9 +106,9 @@ class Encoded(Stored):
         device = next((t.device for t in self.codec.state_dict().values()), torch.device("cpu"))
         taken = each(self.items.take(index), lambda t: t.to(device))
         x, cond = taken["x"], taken.get("cond") or {}
-        if isinstance(self.codec, Infers) and can(self.codec, Infers):
+        if can(self.codec, Infers):
             noises = [Noise(keys(index, _DRAW, draw).to(device)) for draw in range(self.draws)]
-            z = torch.stack([self.codec.infer(x, cond, noise=noise)[0] for noise in noises], 1)
+            z = torch.stack([self.codec.infer(x, cond, noise=noise)[0] for noise in noises], 1)  # type: ignore[operator]
         else:
             z = _told(self.codec, x, cond)[:, None]
         if not z.is_floating_point():

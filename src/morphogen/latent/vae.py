@@ -108,13 +108,14 @@ class VAE(Model):
     def infer(
         self, x: Float[Tensor, " b *shape"], cond: Cond | None = None, *, noise: Noise
     ) -> tuple[Tensor, Float[Tensor, " b"]]:
-        """A draw z (B, *latent_shape) of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: what another prior than the
-        model's own completes to a bound. A hierarchy, whose lowest latent has no such q by itself, lacks it.
-        """
+        """A draw z (B, *latent_shape) of q(z|x), and log q(z|x) (B,), nats. A ladder's lowest z has no such density."""
         cond, noise = self._asked(x, cond, noise)
-        z, ratio = self.posterior.weigh(x, cond, noise, 1)
-        log_prior = normal_log_prob(z, 0.0, z.new_zeros(())).flatten(1).sum(1)
-        return z, self._log_px(x, z, cond) + ratio[0] - log_prior
+        z, ratio = self.posterior.weigh(x, cond, noise, 1)  # log p(z) − log q(z|x), p the standard normal
+        return z, normal_log_prob(z, 0.0, torch.zeros_like(z)).flatten(1).sum(1) - ratio[0]
+
+    def log_likelihood(self, x: Float[Tensor, " b *shape"], z: Tensor, cond: Cond | None = None) -> Float[Tensor, " b"]:
+        """log p(x|z) (B,), nats."""
+        return self._log_px(x, z, cond or NONE)
 
     def likelihood(self, method: str) -> str:
         """How `elbo` or `importance` is computed, in a clause."""
