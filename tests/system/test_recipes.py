@@ -39,6 +39,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
+    "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
+    "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
