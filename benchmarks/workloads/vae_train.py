@@ -17,7 +17,8 @@ from typing import Any
 
 from harness import Check, Gate, Metric, Registry, Work, nparams, shared, smoking
 
-BATCH, LATENT, LR = 128, 16, 1e-3
+BATCH, LATENT = 128, 16
+LR = 1e-6  # so small that no picture is learnt by heart: gradients of sure pixels are denormal numbers, which are slow
 STEPS = {"mlp": 50, "conv": 2}  # of a call
 REG = Registry(
     "vae_train",
@@ -65,6 +66,8 @@ def nets(kind: str) -> tuple[Any, Any]:
         for layer in (nn.ConvTranspose2d(a, b, 3, 2, padding=1, output_padding=more), nn.BatchNorm2d(b), nn.ReLU())
     ]
     last = nn.ConvTranspose2d(2 * top, 1, 3, 2, padding=1, output_padding=1)
+    with torch.no_grad():
+        last.weight.mul_(0.1)  # logits of 28, as they come, are a probability of 1 and a clipped logarithm in pythae
     first = (nn.Linear(LATENT, 8 * top * 16), nn.Unflatten(1, (8 * top, 4, 4)))
     return encoder, nn.Sequential(*first, *up, last, nn.Flatten())
 

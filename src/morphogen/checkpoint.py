@@ -320,11 +320,11 @@ class Checkpoints:
     def verify(self, step: int) -> None:
         """Raise `Damaged` unless every byte of the checkpoint is the one that was written."""
         for name, path, entry in self._files(step):
-            if not path.is_file():
-                raise Damaged(f"{name} is missing")
-            if path.stat().st_size != entry["size"]:
-                raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
             try:
+                if not path.is_file():
+                    raise Damaged(f"{name} is missing")
+                if path.stat().st_size != entry["size"]:
+                    raise Damaged(f"{name} has {path.stat().st_size} bytes where {entry['size']} were written")
                 sound = hash_file(path) == entry["sha256"]
             except OSError as error:
                 raise Damaged(f"{name} cannot be read ({error.strerror})") from error

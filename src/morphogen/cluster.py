@@ -4,8 +4,8 @@
     driver <──lines, exit status── actor <──stdout, stderr── process
 
 An actor is on its node what torchrun is on a machine: it holds one process, hands on what that says, and takes it along
-when it ends itself. Ray places the actors and tells when one is lost; then all are placed anew, and the run goes on
-from its newest checkpoint, for to train into a run folder is to continue what it holds.
+when it ends itself. Ray places the actors and tells when one is lost; then that one is replaced, all start again, and
+the run goes on from its newest checkpoint, for to train into a run folder is to continue what it holds.
 
 Between driver and actors go numbers and strings, never an object of ours. Ray packs these with pickle, as it does
 everything, so who may speak to a cluster can run code on it: one that asks for no token is refused.
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -59,8 +59,6 @@ class Worker:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None
-        self._heard: queue.Queue[tuple[bool, str] | None] = queue.Queue()
-        self._open = 2  # of the process's two streams
 
     def about(self) -> dict[str, Any]:
         """The node's address, a free port of it, and what has to agree with the driver."""
@@ -90,8 +88,13 @@ class Worker:
             Path(run).rmdir()
 
     def start(self, order: tuple[list[str], str, str], environment: dict[str, str]) -> None:
-        """Start the process. order: command, input and working folder."""
+        """Start the process, in place of one that is there. order: command, input and working folder."""
         command, text, cwd = order
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._heard: queue.Queue[tuple[bool, str] | None] = queue.Queue()
+        self._open = 2  # of the process's two streams
         self._child = subprocess.Popen(
             [sys.executable, *command],
             cwd=cwd if os.path.isdir(cwd) else None,
@@ -102,15 +105,10 @@ class Worker:
             text=True,
         )
         for loud, stream in enumerate((self._child.stdout, self._child.stderr)):
-            threading.Thread(target=self._listen, args=(bool(loud), stream), daemon=True).start()
+            threading.Thread(target=_listen, args=(self._heard, bool(loud), stream), daemon=True).start()
         assert self._child.stdin is not None
         self._child.stdin.write(text + "\n")
         self._child.stdin.flush()  # and left open: it ends with this actor, whatever becomes of that
-
-    def _listen(self, loud: bool, stream: Any) -> None:
-        for line in stream:
-            self._heard.put((loud, line.rstrip("\n")))
-        self._heard.put(None)
 
     def hear(self, seconds: float) -> tuple[Heard, int | None]:
         """What the process has said since, waited for so long; and its exit status once it has ended."""
@@ -130,6 +128,12 @@ class Worker:
         """Ask the process to save and end."""
         if self._child is not None:
             self._child.send_signal(signal.SIGTERM)
+
+
+def _listen(heard: queue.Queue[tuple[bool, str] | None], loud: bool, stream: Iterable[str]) -> None:
+    for line in stream:
+        heard.put((loud, line.rstrip("\n")))
+    heard.put(None)
 
 
 # ---- from the driver -----------------------------------------------------------------------------------------------
@@ -159,24 +163,26 @@ def train(
     where = address(on)
     if workers < 1:
         raise UserError(f"--devices {workers} is too few: give 1 or more, the number of workers.")
-    with _connected(where) as ray, _Signals() as asked:
+    with _connected(where) as ray, _Signals() as asked, _placed(ray, workers, order.gpu) as (ranks, place):
         reached, vain = -1, 0
         while True:
-            with _placed(ray, workers, order.gpu) as ranks:
-                step = _started(ray, ranks, order, where)
-                vain = 0 if step > reached or vain == 0 else vain
-                reached = max(reached, step)
-                ends = _followed(ray, ranks, hear, asked)
-            lost = [r for r, end in ends.items() if end is None or end < 0]
+            step = _started(ray, ranks, order, where)
+            reached, vain = max(step, reached), vain if step == reached else 0
+            ends = _followed(ray, ranks, hear, asked)
+            lost = [r for r, end in sorted(ends.items()) if end is None or end < 0]
             if not lost or asked.signum:
                 return next((end for _, end in sorted(ends.items()) if end), 128 + asked.signum if lost else 0)
+            how = f"Worker {lost[0]} of {workers} was lost ({_how(ends[lost[0]])})"
             vain += 1
             if vain >= VAIN:
                 raise UserError(
-                    f"Worker {lost[0]} of {workers} was lost {vain} times ({_how(ends[lost[0]])}) with no checkpoint"
-                    f" after step {max(reached, 0)}: look at its node's memory and log; the same command goes on."
+                    f"{how} for the {vain}rd time since the checkpoint of step {max(reached, 0)}: look at its node's"
+                    " memory and log; the same command goes on."
                 )
-            say(f"Worker {lost[0]} of {workers} was lost ({_how(ends[lost[0]])}): replacing it.")
+            say(f"{how}: replacing it.")
+            for r in lost:
+                if ends[r] is None:
+                    ranks[r] = place(r)
 
 
 def _how(end: int | None) -> str:
@@ -188,7 +194,7 @@ def _connected(where: str | None) -> Iterator[Any]:
     """Ray, connected to a cluster with token authentication."""
     _authenticate(where)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no word to anybody
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers have their own environment, the driver's here
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster of our own: as if trained without it
     try:
         import ray
     except ImportError:
@@ -230,34 +236,34 @@ def _authenticate(where: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _placed(ray: Any, workers: int, gpu: bool | None) -> Iterator[list[Any]]:
-    """An actor for each rank, with a CPU of its own and, where wanted, a GPU; they end with the block."""
+def _placed(ray: Any, workers: int, gpu: bool | None) -> Iterator[tuple[list[Any], Callable[[int], Any]]]:
+    """An actor for each rank, with a CPU of its own and, where wanted, a GPU; and how to place one anew."""
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     there = ray.cluster_resources()
-    needs = {"CPU": 1.0} | ({"GPU": 1.0} if (gpu is None and there.get("GPU")) or gpu else {})
-    for kind, each in needs.items():
-        if there.get(kind, 0) < workers * each:
+    needs = {"CPU": 1.0} | ({"GPU": 1.0} if gpu or (gpu is None and there.get("GPU")) else {})
+    for kind in needs:
+        if there.get(kind, 0) < workers:
             raise UserError(
                 f"The cluster has {there.get(kind, 0):.0f} {kind}s, and {workers} workers need one each: give fewer"
                 " (--devices)" + (", or --device cpu." if kind == "GPU" else ".")
             )
     group = placement_group([needs] * workers, strategy="PACK")
     ranks: list[Any] = []
+
+    def place(rank: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        made = ray.remote(Worker).options(
+            num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), scheduling_strategy=strategy
+        )
+        return made.remote()
+
     try:
         if not group.wait(timeout_seconds=ROOM):
-            raise UserError(
-                f"The cluster has no room for {workers} workers now: give fewer (--devices), or come again."
-            )
-        for i in range(workers):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
-            ranks.append(
-                ray.remote(Worker)
-                .options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), scheduling_strategy=place)
-                .remote()
-            )
-        yield ranks
+            raise UserError(f"The cluster has no room for {workers} workers now: give fewer (--devices), or wait.")
+        ranks += map(place, range(workers))
+        yield ranks, place
     finally:
         for actor in ranks:
             ray.kill(actor)
@@ -309,7 +315,7 @@ def _followed(
 ) -> dict[int, int | None]:
     """Listen to all ranks until they have ended: the exit status of each, None of one that is lost.
 
-    When one has failed the others have GRACE seconds, and are then ended; they are left out.
+    It ends as soon as one is lost, and GRACE seconds after one has failed; those that have not ended are left out.
     """
     ends: dict[int, int | None] = {}
     pending = {actor.hear.remote(1.0): rank for rank, actor in enumerate(ranks)}
@@ -333,7 +339,9 @@ def _followed(
             told = asked.signum
             for actor in ranks:
                 actor.stop.remote()
-        if any(ends.values()) or None in ends.values():
+        if any(end is None or end < 0 for end in ends.values()) and not told:
+            break
+        if any(ends.values()):
             until = min(until, time.monotonic() + GRACE)
     return ends
 

@@ -251,10 +251,16 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Infers(Protocol):
-    """A codec whose latents have a law given x. Who asks: latent priors, for training and for their bound."""
+    """A codec whose latents have a law given x, and x one given them. Who asks: latent priors, which with the log p(z)
+    of any prior have the bound E_q [log p(x|z) − log q(z|x) + log p(z)].
+    """
 
     def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
-        """A draw z of q(z|x), and log p(x|z) − log q(z|x) (B,), nats: with log p(z) of any prior, its bound."""
+        """A draw z (B, ...) of q(z|x), and log q(z|x) (B,), nats."""
+        ...
+
+    def log_likelihood(self, x: Tensor, z: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """log p(x|z) (B,), nats."""
         ...
 
 

@@ -46,9 +46,15 @@ class Experiment(Remembers):
     """A model, its data and its trainer: what a recipe returns."""
 
     def __init__(self, model: Model, data: Data, trainer: Trainer) -> None:
+        from .core import Model
+
         if not isinstance(data, Data):
             raise UserError(
                 f"An Experiment(model, data, trainer) was given a {type(data).__name__} as data: give Data(train, …)."
+            )
+        if not isinstance(model, Model):
+            raise UserError(
+                f"An Experiment(model, data, trainer) was given a {type(model).__name__} as model: give a Model."
             )
         self.model, self.data, self.trainer = model, data, trainer
 
@@ -187,6 +193,8 @@ def load(
     path = Path(run)
     page = read_spec(path)
     experiment = build(page["experiment"], modules=modules, assets=path / "assets", seed=int(page["seed"]))
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{str(path / 'spec.json')!r} is damaged: it is of a {type(experiment).__name__}.")
     checkpoints = Checkpoints(path)
     found = checkpoints.newest(say)
     if found is None:
@@ -222,7 +230,9 @@ def fitting(step: int) -> Iterator[None]:
     """Where a checkpoint's parts are taken up. Raises UserError where they are not those that this experiment saves."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise UserError(
             f"The checkpoint of step {step} does not hold what this experiment saves ({said}): use the code that made"

@@ -39,6 +39,7 @@ from morphogen.diffusion.path import Linear
 from morphogen.flows import iaf, maf, realnvp
 from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
 from morphogen.latent.hierarchical import Ladder, Rung
+from morphogen.latent.latent import Latent
 from morphogen.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian
 from morphogen.latent.objective import ELBO, IWAE, InfoVAE, Objective
 from morphogen.latent.perceptual import Perceptual
@@ -59,6 +60,7 @@ from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
+from ..exact.codecs import Squares
 from .throwaway import gan, kmeans, lm, ppo
 
 
@@ -176,6 +178,18 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
     ),
     "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
+    "latent rectified flow": lambda: Instance(
+        Latent(maf(2, 1, (8,), bound=1.0), rectified_flow(_net(), (2,))), _ring(), {"steps": 3}
+    ),
+    "latent autoregressive": lambda: Instance(
+        Latent(Squares(3), Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2), (2, 2), 3)),
+        Shuffled(Tensors(torch.randn(30, 1, 4, 4), {"label": torch.arange(30) % 4}), 7),
+        {"top_k": 2},
+    ),
+    "latent flow of a vae": lambda: Instance(
+        Latent(VAE(Diagonal(MLP(2, 4, 16, 1), 2), MLP(2, 2, 16, 1), Gaussian((2,), 0.5)), maf(2, 2, (8,), classes=8)),
+        _ring(),
+    ),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),

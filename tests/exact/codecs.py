@@ -79,8 +79,10 @@ class LinearGaussian(Model):
     def infer(self, x: Tensor, cond: object = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
         eps = noise.normal(*self.latent_shape, dtype=x.dtype)
         log_q = log_normal(eps, 0.0, 1.0) - torch.linalg.slogdet(self.S)[1]
-        z = self.encode(x) + eps @ self.S.T
-        return z, log_normal(x, self.decode(z), self.var) - log_q
+        return self.encode(x) + eps @ self.S.T, log_q
+
+    def log_likelihood(self, x: Tensor, z: Tensor, cond: object = None) -> Tensor:
+        return log_normal(x, self.decode(z), self.var)
 
 
 class Squares(Model):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from morphogen import Model, Noise, UserError, draw
 from morphogen.autoregressive import Autoregressive
-from morphogen.core import Bounds, LogProb, Samples, can, keys
+from morphogen.core import Bounds, Infers, LogProb, Samples, can, keys
 from morphogen.diffusion import rectified_flow
-from morphogen.flows import Composition, Flow, maf
-from morphogen.latent import Latent
+from morphogen.flows import Composition, Flow, iaf, maf
+from morphogen.latent import VAE, Diagonal, Flowed, Gaussian, Ladder, Latent, Rung
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.mlp import MLP
 
@@ -135,6 +135,31 @@ def test_a_vae_with_a_flow_learns_its_bound() -> None:
     ).log_prob(x)
     gap = float((truth - latent.elbo(x)).mean().detach())
     assert -0.02 < gap < 0.03  # up to the sample's own chance
+
+
+@pytest.mark.parametrize("flowed", [False, True])
+def test_in_a_vae_with_its_own_prior_it_is_the_vae(flowed: bool) -> None:
+    """E_q [log p(x|z) − log q(z|x) + log N(z)] is the VAE's own bound: draw by draw where its KL is one."""
+    torch.manual_seed(8)
+    encoder, decoder = MLP(4, 2 * 2 + 3 * flowed, 16, 1), MLP(2, 4, 16, 1)
+    posterior = Flowed(encoder, iaf(2, 2, (8,), context=3), 2, 3) if flowed else Diagonal(encoder, 2)
+    vae = awake(VAE(posterior, decoder, Gaussian((4,), 0.5)))
+    latent, x = Latent(vae, Flow(Composition(), (2,))), torch.randn(5, 4)
+    assert not can(vae, LogProb)
+    ours, own = (torch.stack([m.elbo(x, noise=Noise.seeded(i, 5)) for i in range(200)]).detach() for m in (latent, vae))
+    if flowed:
+        assert torch.allclose(ours, own, atol=1e-4)
+    assert ((ours.mean(0) - own.mean(0)).abs() < 5 * (ours.std(0) + own.std(0)) / 200**0.5).all()
+    assert torch.equal(latent.encode(x), vae.encode(x))
+
+
+def test_a_ladder_is_a_codec_without_a_law() -> None:
+    rungs = [Rung(MLP(4, 8, 8, 1), 8, 3, down=MLP(2, 6, 8, 1)), Rung(MLP(8, 8, 8, 1), 8, 2)]
+    vae = VAE(Ladder(*rungs), MLP(3, 4, 8, 1), Gaussian((4,)))
+    latent = Latent(vae, Normal(3))
+    assert not can(vae, Infers)
+    assert not can(latent, Bounds)
+    assert latent.loss({"x": torch.randn(6, 4), "key": torch.arange(6)}).value.isfinite()
 
 
 def test_all_grids_of_codes_have_a_total_probability_of_one() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributions, nn
 
 from morphogen import UserError
-from morphogen.core import NONE, Net, Noise, keys
+from morphogen.core import NONE, Infers, Net, Noise, can, keys
 from morphogen.hooks import ActiveUnits, HasUnits
 from morphogen.latent.bound import active, dreg, free_bits, iwae, mmd, rising, standard_kl
 from morphogen.latent.hierarchical import Ladder, Rung, product
@@ -478,3 +478,17 @@ def test_info_vae_trades_the_divergence_for_a_distance():
     torch.testing.assert_close(other.value, distortion + 0.7 * kl + 3.3 * other.logs["mmd"])
     assert mixed.counts(batch) == {}
     torch.testing.assert_close(conjugate(1.0, 0.5, objective=InfoVAE(0.0, 1.0)).loss(batch).value, said.value)
+
+
+def test_what_a_draw_knows_without_the_prior():
+    """log p(x|z) − log q(z|x): with the model's own prior the weight of one draw; a hierarchy has no such law of z."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    flowed = VAE(Flowed(Fixed(0.4, -0.6, 0.5, -1.0), Shear(), 2), Linear(2, 3), Gaussian((3,))).double()
+    for model in (VAE(Diagonal(Linear(3, 4), 2), Linear(2, 3), Gaussian((3,))).double(), flowed):
+        assert can(model, Infers)
+        z, log_q = model.infer(x, noise=Noise.seeded(0, 5))
+        known = model.log_likelihood(x, z) - log_q
+        own = distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+        torch.testing.assert_close(known + own, model.importance(x, k=1, noise=Noise.seeded(0, 5)))
+    assert not can(ladder(), Infers)

@@ -43,8 +43,11 @@ class Drawing(Halves):
     """The same, with a law of its latents."""
 
     def infer(self, x: Tensor, cond: object = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
-        z = self.encode(x) + 0.1 * noise.normal(*self.latent_shape, dtype=x.dtype)
-        return z, -(self.decode(z) - x).square().flatten(1).sum(1)
+        eps = noise.normal(*self.latent_shape, dtype=x.dtype)
+        return self.encode(x) + 0.1 * eps, -0.5 * eps.square().sum(1)
+
+    def log_likelihood(self, x: Tensor, z: Tensor, cond: object = None) -> Tensor:
+        return -(self.decode(z) - x).square().flatten(1).sum(1)
 
 
 class Signs(Halves):

@@ -41,8 +41,9 @@ def forked(act: Callable[[], int]) -> Life:
         if child == 0:
             status = 70
             try:
+                sys.stderr = open(told.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
                 os.dup2(told.fileno(), 2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 status = act()
             except BaseException:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +210,112 @@ def quick(folder: Path) -> dict[str, Any]:
     )
 
 
+# ---- what each rank remembers --------------------------------------------------------------------------------------
+
+
+class Rollouts(Fresh):
+    """A source whose ranks remember different things: the sum of all that they gave; a batch follows from it."""
+
+    def start(self, place: mg.Place) -> None:
+        super().start(place)
+        self.sum = torch.zeros(2)
+
+    def next(self, actor: Any = None, heard: Any = None) -> Batch:
+        batch = super().next(actor, heard)
+        self.sum = self.sum + batch["x"].sum(0)
+        seen = heard["loss"].seen["x"].sum() if heard else 0.0
+        return {**batch, "x": batch["x"] + 0.01 * self.sum.tanh() + 0.01 * seen}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "sum": self.sum}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.sum = state["sum"]
+
+
+class Queue(Model):
+    """A model with a queue of each rank's own last samples, and a count that all ranks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.register_buffer("queue", torch.zeros(6, 2))
+        self.register_buffer("count", torch.zeros(()))
+
+    def loss(self, batch: Batch) -> Loss:
+        z = self.net(batch["x"])
+        return Loss(
+            (z - batch["x"]).square().mean() + 0.1 * (z.mean(0) - self.queue.mean(0)).square().sum(),
+            seen={"x": z.detach()},
+        )
+
+    def after_step(self, phase: str, seen: dict[str, Tensor]) -> None:
+        self.queue.copy_(torch.cat([self.queue, seen["x"]])[-6:])
+        self.count += everyone.sum(seen["x"].abs().sum())
+
+
+def remembering(folder: Path, until: int | None = None, steps: int = 6) -> dict[str, Any]:
+    """A training whose ranks have a source, a buffer and what they heard of their own."""
+    said: list[str] = []
+
+    class Noting(Voice):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    torch.manual_seed(0)
+    trainer = mg.Trainer(steps, optim=AdamW(1e-2), log_every=1, save_every=3)
+    data = mg.Data(Rollouts(eight_gaussians(), 12))
+    training = trainer.fit(Queue(), data, run=folder / "own", seed=3, voice=Noting(), until=until)
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in read(folder / "own" / "log.jsonl")]
+    return {"lines": lines, "said": said, "queue": training.model.queue.tolist(), "count": float(training.model.count)}
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """Both of the above, the first half."""
+    return {"pieces": pieces(folder, until=3), "own": remembering(folder, until=3)}
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """Both of the above, to their end."""
+    return {"pieces": pieces(folder), "own": remembering(folder)}
+
+
+# ---- what goes wrong on one rank -------------------------------------------------------------------------------------
+
+
+class Flawed(Fresh):
+    """Points of a plane, of which rank 1's go wrong at a step."""
+
+    def __init__(self, batch: int, way: str, at: int, slow: float) -> None:
+        super().__init__(eight_gaussians(), batch)
+        self.way, self.at, self.slow = way, at, slow
+
+    def next(self, actor: Any = None, heard: Any = None) -> Batch:
+        batch, step = super().next(actor, heard), self._position // self.batch
+        time.sleep(self.slow)
+        if step == self.at and self._place.rank == 1:
+            if self.way == "mistake":
+                raise mg.UserError("The picture 'cat.png' cannot be read: mend it.")
+            if self.way == "nan":
+                batch["x"][2] = torch.nan
+            if self.way in ("killed", "stopped"):
+                os.kill(os.getpid(), signal.SIGKILL if self.way == "killed" else signal.SIGSTOP)
+        return batch
+
+
+def flawed(
+    steps: int = 12, way: str = "none", at: int = 6, slow: float = 0.0, batch: int = 8, micro: int = 0
+) -> mg.Experiment:
+    """Points, which go wrong.
+
+    steps: how many. way: mistake, nan, killed, stopped or none. at: the step. slow: seconds a step waits. batch: points
+    a step. micro: points a piece.
+    """
+    trainer = mg.Trainer(steps, optim=AdamW(1e-2), save_every=4, log_every=1, ema=mg.EMA(0.9), micro=micro or None)
+    return mg.Experiment(Codes(), mg.Data(Flawed(batch, way, at, slow)), trainer)
+
+
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +458,16 @@ def pieces(folder: Path, until: int | None = None) -> dict[str, Any]:
 
 
 TIMES = ("steps_per_s", "seconds", "at_seconds")
+
+
+def alike(folder: Path) -> dict[str, Any]:
+    """What is to be the same on one process and on two."""
+    return {"speaking": speaking(folder / "speaking"), "quick": quick(folder / "quick")}
+
+
+def first(folder: Path) -> dict[str, Any]:
+    """The same, and what only several ranks can be asked."""
+    return {"calculus": calculus(folder), **alike(folder)}
 
 
 def main(job: str, folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Refuse, halve or interrupt every system call of a training in turn, and see what is left.
 
-    python -m tests.system.syscalls               every call, every way that it can fail
-    python -m tests.system.syscalls --n 100       a sample of these
+    python -m tests.system.syscalls                  every call of a checkpoint's save, every way that it can fail
+    python -m tests.system.syscalls --part writes    every call of the whole training that changes anything on the disk
+    python -m tests.system.syscalls --part all       every call (an hour of a core)
+    python -m tests.system.syscalls --part all --n 100    a sample of these
 
 The training is `whole.py`'s by the command line, from an empty folder and, again, going on after a kill; its system
 calls on the run folder (spec, assets, log, checkpoints, frozen weights, snapshots, pictures, report) are counted once.
@@ -29,7 +31,8 @@ from .trap import Call, Counters, How
 
 _OPEN, _MAKE, _GO = {"open", "openat"}, {"mkdir", "rename", "renameat"}, {"unlink", "unlinkat", "rmdir"}
 _LOOK, _SYNC = {"stat", "newfstatat", "statx", "access"}, {"fsync", "close", "ftruncate"}
-_CREATE, _WRONLY = 0o100, 0o1
+_WRITE = _MAKE | _GO | {"write", "fsync", "ftruncate"}
+_CREATE = 0o100
 
 
 class Way(NamedTuple):
@@ -76,11 +79,13 @@ class Campaign:
         self.straight = image(folder / "straight")
         self.half = folder / "half"
         calls = self.calls(self.half)
+        self.saves = [tuple(map(int, line.split())) for line in self._saved.read_text().splitlines()]
         middle = [i for i, c in enumerate(calls, 1) if c.name == "rename" and c.paths[1].endswith("/00000002")]
         shutil.rmtree(self.half)
         self.live(self.half, at=middle[0] + 1, how=How.KILL)
         assert Checkpoints(self.half).steps()[-1] == 2
         self.begins, self.goes_on = calls, self.calls(self.fresh(again=True))
+        self.save = next((a, b) for step, a, b in self.saves if step == 4)  # within `begins`; it prunes, too
 
     def fresh(self, again: bool) -> Path:
         """The folder of the run to be broken, as it was before."""
@@ -99,9 +104,10 @@ class Campaign:
             real = Checkpoints.save
 
             def noting(store: Checkpoints, step: int, *rest: object) -> Path:
+                began = self.counters.calls
                 made = real(store, step, *rest)  # type: ignore[arg-type]
                 with self._saved.open("a") as file:
-                    file.write(f"{step}\n")
+                    file.write(f"{step} {began + 1} {self.counters.calls}\n")
                 return made
 
             Checkpoints.save = noting  # type: ignore[method-assign,assignment]
@@ -117,14 +123,18 @@ class Campaign:
             trace.seek(0)
             return list(trap.recorded(trace.read()))
 
-    def cases(self) -> Iterator[Case]:
-        """Every call, failing in every way that it can."""
+    def cases(self, part: str) -> Iterator[Case]:
+        """Every call of a part ("save", "writes" or "all"), failing in every way that it can."""
         for again, calls in ((False, self.begins), (True, self.goes_on)):
             for at, call in enumerate(calls, 1):
+                opened = call.name in _OPEN
+                makes = opened and call.args[1 if call.name == "open" else 2] & _CREATE
+                if part == "save" and (again or not self.save[0] <= at <= self.save[1]):
+                    continue
+                if part == "writes" and (again or not (makes or call.name in _WRITE)):
+                    continue
                 for name, way in WAYS.items():
-                    opened = call.name in _OPEN
-                    flags = call.args[1 if call.name == "open" else 2]
-                    if call.name in way.calls and (not way.new or not opened or flags & _CREATE):
+                    if call.name in way.calls and (not way.new or not opened or makes):
                         yield Case(again, at, name)
 
     def broken(self, case: Case) -> tuple[str, str, list[str]]:
@@ -142,7 +152,7 @@ class Campaign:
             wrong.append(f"status {life.status}: {life.said[-600:]}")
         elif life.status and not ((said and said[-1].endswith(".")) or stopped):
             wrong.append(f"no sentence: {said[-1:]}")
-        saved = [int(s) for s in self._saved.read_text().split()]
+        saved = [int(line.split()[0]) for line in self._saved.read_text().splitlines()]
         last = max(saved, default=2 if case.again else -1)
         kept = [s for s in Checkpoints(run).steps() if s >= last] if run.is_dir() else []
         try:
@@ -167,10 +177,10 @@ class Campaign:
         return True
 
 
-def campaign(n: int, folder: Path, seed: int = 0, ways: str = "") -> dict[str, int]:
-    """Break `n` calls (0: all); how each ended, and how many wrongly."""
+def campaign(n: int, folder: Path, *, part: str = "all", seed: int = 0) -> dict[str, int]:
+    """Break `n` calls (0: all) of a part; how each ended, and how many wrongly."""
     own = Campaign(folder)
-    cases = [c for c in own.cases() if not ways or c.way in ways.split(",")]
+    cases = list(own.cases(part))
     if n:
         cases = random.Random(seed).sample(cases, min(n, len(cases)))
     found = {"calls": len(own.begins) + len(own.goes_on), "cases": 0}
@@ -188,5 +198,5 @@ def campaign(n: int, folder: Path, seed: int = 0, ways: str = "") -> dict[str, i
 if __name__ == "__main__":
     if reason := trap.missing():
         sys.exit(reason)
-    told = asked("syscalls", n=0, seed=0, ways="")
-    tell(campaign(told.n, Path(told.folder), told.seed, told.ways), told.record)
+    told = asked("syscalls", n=0, part="save", seed=0)
+    tell(campaign(told.n, Path(told.folder), part=told.part, seed=told.seed), told.record)

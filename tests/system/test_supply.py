@@ -244,3 +244,28 @@ def test_the_kernel_stops_compiled_code_too(tmp_path: Path) -> None:
     assert found["inside"] == []
     assert len(found["outside"]) == 1
     assert "ermission" in found["outside"][0]
+
+
+# ---- what SECURITY.md says -----------------------------------------------------------------------------------------
+
+
+def unheld(page: str, root: Path) -> list[str]:
+    """The tests that a page names and that are not there."""
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", page)
+    assert named
+    return [
+        f"{f}::{t}" for f, t in named if not (root / f).is_file() or f"def {t}(" not in (root / f).read_text("utf-8")
+    ]
+
+
+def test_every_claim_of_security_names_a_test_that_exists() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert unheld(page, ROOT) == []
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [row for row in rows if "::test_" not in row] == []
+
+
+def test_a_claim_without_its_test_is_found() -> None:
+    here = f"tests/system/{Path(__file__).name}"
+    page = f"{here}::test_a_claim_without_its_test_is_found {here}::test_of_nothing tests/none.py::test_a"
+    assert unheld(page, ROOT) == [f"{here}::test_of_nothing", "tests/none.py::test_a"]

@@ -51,6 +51,8 @@ class Autoregressive(Model):
     Raises UserError in `loss` and `log_prob` for data of another shape, or that is no integers of the alphabet.
     """
 
+    discrete = True
+
     def __init__(self, net: nn.Module, shape: tuple[int, ...], codes: int, *, drop: float = 0.1) -> None:
         super().__init__()
         if codes < 1 or not shape:

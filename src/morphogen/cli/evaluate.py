@@ -3,7 +3,7 @@
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
 values themselves. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
-likelihood is measured by that too.
+likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def measure_run(
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
     from ..core import Samples, can
+    from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
     from .receipts import command, machine, now
 
@@ -133,6 +134,8 @@ def measure_run(
         raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
     if can(run.model, Judge):
         measures |= _read_well(run, test)
+    if isinstance(run.model, Writes) and run.model.codes:
+        measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
     if can(run.model, Samples) and n:

@@ -43,7 +43,7 @@ def model_flags(model: Any) -> list[Flag]:
     if not can(model, Samples):
         return []
     flags = flags_of(model.sample, skip=("n", "cond", "noise"))
-    names = {"solver": SOLVERS, "grid": GRIDS} if isinstance(model, Field) else {}
+    names = {"solver": SOLVERS, "grid": GRIDS} if isinstance(drawing(model), Field) else {}
     return [f._replace(text=f"{f.text}; one of {', '.join(names[f.name])}") if f.name in names else f for f in flags]
 
 
@@ -172,7 +172,7 @@ def _no_idle_guidance(
     """Raise UserError where something was asked of guidance that it does not do."""
     from ..diffusion import Field
 
-    if not isinstance(run.model, Field):
+    if not isinstance(drawing(run.model), Field):
         return
     if weak is not None and negative:
         raise UserError("--weak and --negative are two things to be led away from: give one of them.")
@@ -225,6 +225,13 @@ def _grids(run: Run) -> list[SampleGrid]:
     from ..hooks import SampleGrid
 
     return [h for h in run.trainer.hooks if isinstance(h, SampleGrid)]
+
+
+def drawing(model: Any) -> Any:
+    """The part of a model that draws, and is told conditions and options: of one in a latent space, the prior."""
+    from ..latent import Latent
+
+    return model.prior if isinstance(model, Latent) else model
 
 
 def knows_labels(model: Any) -> bool:

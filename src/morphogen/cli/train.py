@@ -16,6 +16,7 @@ from . import recipe as recipes
 from .context import Context, data_root
 from .flags import Flag, plain, restored, summary
 from .recipe import Recipe
+from .tell import Silent
 
 if TYPE_CHECKING:
     from ..experiment import Experiment, Run
@@ -58,6 +59,8 @@ def train(
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
+    if "WORLD_SIZE" in os.environ:
+        context = _one_voice(context)
     modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
         if not context.rest and seed is None and not check:
@@ -94,6 +97,13 @@ def train(
         done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
     join().once(lambda: _conclude(context, done, own))
     return None
+
+
+def _one_voice(context: Context) -> Context:
+    """Join the other processes where there are any; the first of them answers for all."""
+    from ..parallel import join
+
+    return context._replace(tell=Silent(context.tell.machine, context.tell.words)) if join().rank else context
 
 
 def _continue(

@@ -47,7 +47,7 @@ class Encoded(Stored):
             raise UserError(f"A {type(codec).__name__} is no codec: Encoded needs a model with encode and decode.")
         if draws < 1 or batch < 1:
             raise UserError(f"Encoded has draws={draws}, batch={batch}: give 1 or more of each.")
-        if draws > 1 and not isinstance(codec, Infers):
+        if draws > 1 and not can(codec, Infers):
             raise UserError(
                 f"A {type(codec).__name__} says one latent of each x, so {draws} draws would be alike: take draws=1."
             )
@@ -106,9 +106,9 @@ class Encoded(Stored):
         device = next((t.device for t in self.codec.state_dict().values()), torch.device("cpu"))
         taken = each(self.items.take(index), lambda t: t.to(device))
         x, cond = taken["x"], taken.get("cond") or {}
-        if isinstance(self.codec, Infers):
+        if can(self.codec, Infers):
             noises = [Noise(keys(index, _DRAW, draw).to(device)) for draw in range(self.draws)]
-            z = torch.stack([self.codec.infer(x, cond, noise=noise)[0] for noise in noises], 1)
+            z = torch.stack([self.codec.infer(x, cond, noise=noise)[0] for noise in noises], 1)  # type: ignore[operator]
         else:
             z = _told(self.codec, x, cond)[:, None]
         if not z.is_floating_point():

@@ -11,7 +11,6 @@ import stat
 import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Container
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -132,7 +131,7 @@ class _Zip:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except Exception as error:  # of a damaged archive zipfile raises whatever it meets
             raise UserError(f"{str(path)!r} is cut short or damaged ({error}): make or fetch it again.") from error
 
     def names(self) -> dict[str, int]:
@@ -152,7 +151,9 @@ class _Zip:
             return self._archive.read(name)
         except KeyError:
             raise Bad(_GONE) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except Bad:
+            raise
+        except Exception as error:  # as above
             raise Bad(f"it cannot be unpacked ({error})") from None
 
     def stamp(self, name: str) -> list[int] | None:
@@ -181,7 +182,9 @@ class _Shards:
                         raise UserError(f"The shard {str(shard)!r} holds {member.name!r}, a link or no plain file.")
                     _once(name, self._at, shard)
                     self._at[name] = shard, member.offset_data, member.size
-        except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged archive tarfile raises whatever it meets
             raise UserError(
                 f"The shard {str(shard)!r} is cut short, damaged or compressed ({error}): make a plain tar of it again."
             ) from error

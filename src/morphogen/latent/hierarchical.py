@@ -45,6 +45,8 @@ class Rung(Net):
 class Ladder(Posterior):
     """Rungs from the one nearest to x to the top. Raises UserError unless the top, and it alone, has no `down`."""
 
+    standard = False
+
     def __init__(self, *rungs: Rung) -> None:
         super().__init__()
         if not rungs or rungs[-1].down is not None or any(r.down is None for r in rungs[:-1]):

@@ -4,8 +4,8 @@
     x = decode(m + s z'),  z' drawn from the prior
 
 Latent diffusion and flow matching, a transformer over a code book's integers, a normalizing flow in a VAE's space: each
-is a codec, frozen, and a prior. m and s are those of the first batch (Rombach et al.: s, of the first batch, m = 0);
-integers stay as they are. Where z has a law q(z|x) the prior learns from its draws, which is to raise the bound
+is a codec, frozen, and a prior. m and s are those of the first batch; integers stay as they are. Where z has a law
+q(z|x) the prior learns from its draws, which is to raise the bound
 
     log p(x) ≥ E_q [log p(x|z) − log q(z|x) + log prior(z)]
 
@@ -13,6 +13,7 @@ and where the codec is invertible, log p(x) = log prior(f(x)) + log |det f'(x)| 
 
 Rombach, Blattmann, Lorenz, Esser & Ommer 2022, "High-resolution image synthesis with latent diffusion models",
 arXiv:2112.10752; van den Oord, Vinyals & Kavukcuoglu 2017, "Neural discrete representation learning", arXiv:1711.00937.
+Departures: latent diffusion has m = 0, and draws z of its KL autoencoder (here: its mean, as it says no p(x|z)).
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Latent(Model):
     Raises UserError where the prior is of another shape or alphabet than the codec's latents, or has several losses.
     """
 
+    codec: Any
+    prior: Any
     mean: Tensor  # (C, 1, ..), of the first batch's latents
     std: Tensor  # (), of all their numbers
 
@@ -67,9 +70,10 @@ class Latent(Model):
         super().__init__()
         _fitting(codec, prior)
         self.codec, self.prior = codec.requires_grad_(False).eval(), prior
-        self.latent_shape: tuple[int, ...] = tuple(codec.latent_shape)  # type: ignore[arg-type]
+        self.latent_shape: tuple[int, ...] = tuple(self.codec.latent_shape)
         self.discrete_latents = getattr(codec, "codes", None) is not None
-        self._told = ["cond" in inspect.signature(f).parameters for f in (codec.encode, codec.decode)]  # type: ignore[arg-type]
+        self.discrete = codec.discrete
+        self._told = ["cond" in inspect.signature(f).parameters for f in (self.codec.encode, self.codec.decode)]
         self.register_buffer("mean", torch.zeros(self.latent_shape[0], *(1,) * (len(self.latent_shape) - 1)))
         self.register_buffer("std", torch.ones(()))
         density = can(prior, LogProb)
@@ -99,7 +103,8 @@ class Latent(Model):
     def loss(self, batch: Batch) -> Loss:
         """The prior's loss of the batch's latents."""
         self.prior.step = self.step
-        return self.prior.loss({**batch, "x": self._standard(self._drawn(batch))})
+        said: Loss = self.prior.loss({**batch, "x": self._standard(self._drawn(batch))})
+        return said
 
     def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
         """What the prior does after a step."""
@@ -107,6 +112,7 @@ class Latent(Model):
 
     def _drawn(self, batch: Batch) -> Tensor:
         """The latents (B, *latent_shape) of a batch: one of those that it holds, or of its x."""
+        drawn: Tensor
         if "latent" in batch:
             z = batch["latent"]
             if z.shape[2:] != self.latent_shape:
@@ -115,13 +121,13 @@ class Latent(Model):
                     " them with this codec, as Encoded(items, codec)."
                 )
             which = Noise(keys(batch["key"], _DRAW)).integers(z.shape[1]) if z.shape[1] > 1 else 0
-            drawn: Tensor = z[torch.arange(len(z), device=z.device), which]
+            drawn = z[torch.arange(len(z), device=z.device), which]
             return drawn
         x, cond = batch["x"], batch.get("cond") or NONE
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # as Encoded does, whatever is trained
-            if isinstance(self.codec, Infers):
-                z, _ = self.codec.infer(x, cond, noise=Noise(keys(batch["key"], _DRAW)))
-                return z
+            if can(self.codec, Infers):
+                drawn, _ = self.codec.infer(x, cond, noise=Noise(keys(batch["key"], _DRAW)))
+                return drawn
             return self.encode(x, cond)
 
     def _standard(self, z: Tensor) -> Tensor:
@@ -132,7 +138,7 @@ class Latent(Model):
     @property
     def sample(self) -> Callable[..., Tensor]:
         """`sample(n, cond, *, noise, …)`: samples (n, ...), with the options of the prior's own `sample`."""
-        of_prior: Callable[..., Tensor] = self.prior.sample  # type: ignore[assignment]
+        of_prior: Callable[..., Tensor] = self.prior.sample
 
         @functools.wraps(of_prior)
         def sample(n: int, cond: Cond | None = None, *, noise: Noise | None = None, **options: Any) -> Tensor:
@@ -143,19 +149,19 @@ class Latent(Model):
 
     def encode(self, x: Tensor, cond: Cond | None = None) -> Tensor:
         """The codec's latents of x."""
-        z: Tensor = self.codec.encode(x, *[cond] * self._told[0])  # type: ignore[operator]
+        z: Tensor = self.codec.encode(x, *[cond] * self._told[0])
         return z
 
     def decode(self, z: Tensor, cond: Cond | None = None) -> Tensor:
         """The codec's x of latents."""
-        x: Tensor = self.codec.decode(z, *[cond] * self._told[1])  # type: ignore[operator]
+        x: Tensor = self.codec.decode(z, *[cond] * self._told[1])
         return x
 
     # ---- likelihoods
 
     def log_prob(self, x: Tensor, cond: Cond | None = None) -> Float[Tensor, " b"]:
         """The exact log-density (B,), nats, where the codec is invertible and the prior has a density."""
-        z, logdet = self.codec.transform(x, cond)  # type: ignore[operator]
+        z, logdet = self.codec.transform(x, cond)
         logp: Tensor = self._log_prior(z, cond) + logdet
         return logp
 
@@ -163,23 +169,24 @@ class Latent(Model):
         """A lower bound of the log-density (B,), nats, by one draw of the posterior: a function of x alone unless
         `noise` is given.
         """
-        if isinstance(self.codec, Infers):
-            z, known = self.codec.infer(x, cond, noise=Noise.of(x) if noise is None else noise)
+        if can(self.codec, Infers):
+            z, log_q = self.codec.infer(x, cond, noise=Noise.of(x) if noise is None else noise)
+            known = self.codec.log_likelihood(x, z, cond) - log_q
         else:
-            z, known = self.codec.transform(x, cond)  # type: ignore[operator]
+            z, known = self.codec.transform(x, cond)
         bound: Tensor = known + self._log_prior(z, cond)
         return bound
 
     def _log_prior(self, z: Tensor, cond: Cond | None) -> Tensor:
         """The prior's log-density (or its bound of it) at z, before it was standardised."""
         says = self.prior.log_prob if can(self.prior, LogProb) else self.prior.elbo
-        logp: Tensor = says(self._standard(z), cond)  # type: ignore[operator]
+        logp: Tensor = says(self._standard(z), cond)
         return logp if self.discrete_latents else logp - math.prod(self.latent_shape) * self.std.log()
 
     def likelihood(self, method: str) -> str:
         """How `log_prob` or `elbo` is computed, in a clause."""
         of = "log_prob" if can(self.prior, LogProb) else "elbo"
-        way = "one draw of the codec's posterior" if isinstance(self.codec, Infers) else "an invertible codec"
+        way = "one draw of the codec's posterior" if can(self.codec, Infers) else "an invertible codec"
         said = getattr(self.prior, "likelihood", None)
         own = f" ({said(of)})" if callable(said) else ""
         return f"{way}, and the {of} of a {type(self.prior).__name__}{own}"

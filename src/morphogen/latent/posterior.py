@@ -30,11 +30,13 @@ Cond = Mapping[str, Tensor]
 class Posterior(Net):
     """q(z|x) and p(z). shape: of the z (B, *shape) that the decoder takes.
 
-    doubly: whether the density of q can be had with its parameters stopped, as DReG wants it.
+    doubly: whether the density of q can be had with its parameters stopped, as DReG wants it. standard: whether the z
+    of `shape` is all that there is, and its prior N(0, I).
     """
 
     shape: tuple[int, ...]
     doubly: bool = False
+    standard: bool = True
 
     @abstractmethod
     def infer(self, x: Tensor, cond: Cond, noise: Noise) -> tuple[Tensor, Tensor]:

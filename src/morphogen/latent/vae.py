@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checks import learnable, one_for_each
-from ..core import NONE, Batch, Loss, Model, Noise, size
+from ..core import NONE, Batch, Infers, Loss, Model, Noise, size
 from ..errors import UserError
+from ..laws import normal_log_prob
 from .bound import iwae
 from .likelihood import Likelihood
 from .objective import ELBO, Objective
@@ -53,6 +54,7 @@ class VAE(Model):
         objective.check(posterior)
         self.posterior, self.decoder, self.law, self.objective = posterior, decoder, likelihood, objective
         self.shape, self.latent_shape, self.discrete = likelihood.shape, posterior.shape, likelihood.discrete
+        self.lacks = () if posterior.standard else (Infers,)
 
     def start(self, batch: Batch) -> None:
         """Look at the first data: are they the likelihood's, and of the net's precision?"""
@@ -102,6 +104,18 @@ class VAE(Model):
             z, ratio = self.posterior.weigh(x, cond, noise, part)
             bounds.append(iwae((self._log_px(x, z, cond).view(part, -1) + ratio).double()) + math.log(part))
         return torch.stack(bounds).logsumexp(0) - math.log(k)
+
+    def infer(
+        self, x: Float[Tensor, " b *shape"], cond: Cond | None = None, *, noise: Noise
+    ) -> tuple[Tensor, Float[Tensor, " b"]]:
+        """A draw z (B, *latent_shape) of q(z|x), and log q(z|x) (B,), nats. A ladder's lowest z has no such density."""
+        cond, noise = self._asked(x, cond, noise)
+        z, ratio = self.posterior.weigh(x, cond, noise, 1)  # log p(z) − log q(z|x), p the standard normal
+        return z, normal_log_prob(z, 0.0, torch.zeros_like(z)).flatten(1).sum(1) - ratio[0]
+
+    def log_likelihood(self, x: Float[Tensor, " b *shape"], z: Tensor, cond: Cond | None = None) -> Float[Tensor, " b"]:
+        """log p(x|z) (B,), nats."""
+        return self._log_px(x, z, cond or NONE)
 
     def likelihood(self, method: str) -> str:
         """How `elbo` or `importance` is computed, in a clause."""

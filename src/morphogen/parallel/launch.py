@@ -42,10 +42,12 @@ def launch(count: int, words: Sequence[str]) -> int:
             return 128 + int(heard.sigval)
         except ChildFailedError as failed:
             ends = {rank: end.exitcode for rank, end in failed.failures.items()}
-            for rank, code in ends.items():
-                if code < 0:
-                    raise Died(f"Process {rank} of {count} was killed by {signal.Signals(-code).name}") from None
-            return max(ends.values())
+            killed = {rank: -code for rank, code in ends.items() if code < 0}
+            if spoken := [code for code in ends.values() if code > 0]:  # then the launcher ended the rest by SIGTERM
+                killed = {rank: by for rank, by in killed.items() if by != signal.SIGTERM}
+            for rank, by in killed.items():
+                raise Died(f"Process {rank} of {count} was killed by {signal.Signals(by).name}") from None
+            return max(spoken)
     return 0
 
 

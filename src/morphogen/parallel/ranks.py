@@ -132,6 +132,7 @@ class Joined(Ranks, Everyone):
         import torch.distributed as dist
 
         self.rank, self.count, self.local, self._dist, self._store = rank, count, local, dist, store
+        self._parting = threading.Lock()
 
     def device(self, device: torch.device) -> torch.device:
         if device.type != "cuda":
@@ -283,26 +284,29 @@ class Joined(Ranks, Everyone):
     def _watch(self, left: threading.Event) -> None:
         """Say now and then that this rank lives, and end it where another has failed or is silent.
 
-        The main thread hears of the same, most often at once, when what it sends or waits for fails; but it may hang
-        in the driver of an accelerator.
+        The main thread may hear of the same when what it sends or waits for fails, and is given a moment to end by
+        itself; but it may as well wait for ever.
         """
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        beats = dict.fromkeys(range(self.count), ("", time.monotonic()))
+        beats = {r: ("", time.monotonic()) for r in range(self.count) if r != self.rank}
         with contextlib.suppress(RuntimeError):  # a store that is gone: its rank is silent
             store = TCPStore(*_address(), is_master=False, timeout=timedelta(seconds=_SILENCE))
-        while not left.wait(_BEAT):
-            now, failed = time.monotonic(), False
+        last, failed = 0.0, False
+        while not left.wait(_LOOK):
+            now = time.monotonic()
             with contextlib.suppress(RuntimeError):
-                store.set(f"beat/{self.rank}", str(now))
                 failed = store.check(["failed"])
-                for r, (last, _) in beats.items():
-                    beat = store.get(f"beat/{r}").decode() if store.check([f"beat/{r}"]) else ""
-                    if beat != last or beat == "left":
-                        beats[r] = beat, now
-            silent = [r for r, (_, when) in beats.items() if now - when > _SILENCE and r != self.rank]
-            if (silent or failed) and not left.wait(_GRACE):
-                gone = f"Process {silent[0]} of {self.count} has been silent for {_SILENCE} s. " if silent else ""
+                if now - last > _BEAT:
+                    last = now
+                    store.set(f"beat/{self.rank}", str(now))
+                    for r, (before, _) in beats.items():
+                        beat = store.get(f"beat/{r}").decode() if store.check([f"beat/{r}"]) else ""
+                        if beat != before or beat == "left":
+                            beats[r] = beat, now
+            silent = [r for r, (_, when) in beats.items() if now - when > _SILENCE]
+            if (silent or failed) and not left.wait(_MOMENT):
+                gone = f"Process {silent[0]} of {self.count} has been silent for {_SILENCE:g} s. " if silent else ""
                 said, code = self.part(gone + _GONE, 1, lost=True)
                 if said:
                     print(said, file=sys.stderr, flush=True)
@@ -311,39 +315,39 @@ class Joined(Ranks, Everyone):
             store.set(f"beat/{self.rank}", "left")
 
     def part(self, sentence: str, code: int, lost: bool) -> tuple[str, int]:
+        self._parting.acquire()  # and never let go of: of two threads one speaks
         with contextlib.suppress(RuntimeError):  # a store that is gone
             store = self._store
             if not lost:
                 store.compare_set("failed", "", json.dumps([self.rank, sentence, code]))
-            elif told := self._read("failed", 1.0):
-                who, sentence, code = json.loads(told)
+            elif self._comes(lambda: store.check(["failed"]), _MOMENT):
+                who, sentence, code = json.loads(store.get("failed"))
                 sentence = f"Process {who}: {sentence}"
             elif LAUNCHED in os.environ:
                 sentence = ""  # the launcher knows more of a death
-            if not torch.cuda.is_available():
-                self._dist.destroy_process_group()  # so that nobody waits for this rank any longer
             if self.rank == 0:
-                store.set("spoken", "0")
-            elif self._read("spoken", _GRACE) or store.add("speaker", 1) > 1:
+                store.set("spoken", "")
+                self._comes(lambda: store.add("heard", 0) == self.count - 1, 2 * _MOMENT)  # the store may end with it
+            elif self._comes(lambda: store.check(["spoken"]), _GRACE) or store.add("speaker", 1) > 1:
+                store.add("heard", 1)
                 sentence = ""
             return sentence, code
         return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code
 
-    def _read(self, key: str, seconds: float) -> str:
-        """What a rank has left in the store, waited for so long; "" where nothing came."""
+    def _comes(self, true: Callable[[], bool], seconds: float) -> bool:
+        """Whether it becomes true within so many seconds."""
         until = time.monotonic() + seconds
-        while not self._store.check([key]):
-            if time.monotonic() > until:
-                return ""
-            time.sleep(0.02)
-        return str(self._store.get(key).decode())
+        while not (found := true()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return found
 
 
 class Elsewhere(Exception):
     """Another rank has failed, and says why, or is gone."""
 
 
-_BEAT, _SILENCE, _GRACE = 2.0, 60.0, 5.0  # seconds
+# seconds: between looks, between beats, until a rank counts as dead; for a thread to end; for rank 0 to speak
+_LOOK, _BEAT, _SILENCE, _MOMENT, _GRACE = 0.5, 10.0, 60.0, 1.0, 20.0
 LAUNCHED = "MORPHOGENLAUNCHED"
 _GONE = (
     "Another process of this training has ended without a word (killed, or its machine is gone): the last checkpoint"
