@@ -102,7 +102,7 @@ def step(experiment: Experiment, run: Path) -> None:
 
 def needs(name: str) -> None:
     """Skip where the data of a recipe are not at hand."""
-    if name.startswith(("mnist", "cifar")) and "MORPHOGEN_DATA" not in os.environ:
+    if name.startswith(("mnist", "cifar", "one-class")) and "MORPHOGEN_DATA" not in os.environ:
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
 
 

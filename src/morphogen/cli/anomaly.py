@@ -114,7 +114,8 @@ def _areas(scored: Sequence[_Scored]) -> dict[str, Measure]:
     found = {f"AUROC, {scored[0].by}": mean_area(ours, said)}
     for name in scored[0].rivals:
         theirs = [area(s.rivals[name][1], s.strange) for s in scored if s.strange is not None]
-        counts = ", ".join(dict.fromkeys(str(s.rivals[name][0]) for s in scored))
+        few, many = (f(s.rivals[name][0] for s in scored) for f in (min, max))
+        counts = str(few) if few == many else f"{few} to {many}"
         found[f"AUROC, {name}"] = mean_area(theirs, f"{mean} under the ROC curve, error of {counts} components")
         pairs = [apart(a, b) for a, b in zip(ours, theirs, strict=True)]
         found[f"… above {name}"] = mean_area(pairs, f"{mean} more than that, DeLong's interval", low=-1.0)
