@@ -19,14 +19,15 @@ ENV        := PEERS_ENV=$(PEERS_ENV) $(if $(DATA),MORPHOGEN_DATA=$(abspath $(DAT
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench bench-smoke bench-env evidence docs clean
+.PHONY: help demo test slow check bench bench-smoke bench-env evidence docs lock audit release clean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=python3.12 (which Python makes $(VENV)), RUN=$(RUN) (where the demo trains),"
 	@echo "  JOBS=$(JOBS) (test processes), MORPHOGEN_DATA=FOLDER (real data sets), W=NAME RECORD=1 (which benchmark, recorded),"
-	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu (a package index of CPU builds: saves gigabytes on Linux)."
+	@echo "  TORCH_INDEX=https://download.pytorch.org/whl/cpu (a package index of CPU builds: saves gigabytes on Linux),"
+	@echo "  TORCH_LINKS=FOLDER_OR_PAGE (of CPU builds to lock beside the others)."
 
 # ---- environments: each stamp is remade when the wanted packages change --------------------------------------------
 
@@ -52,6 +53,11 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 $(VENV)/lint.stamp: $(VENV)/test.stamp
 	@echo "Installing the linters into $(VENV) ..."
 	@$(INSTALL) $(TORCH) --group lint
+	@touch $@
+
+$(VENV)/release.stamp: $(VENV)/run.stamp
+	@echo "Installing what a release is made with into $(VENV) ..."
+	@$(INSTALL) $(TORCH) --group release
 	@touch $@
 
 # ---- what a newcomer does ------------------------------------------------------------------------------------------
@@ -88,6 +94,23 @@ bench-smoke: $(VENV)/test.stamp ## every benchmark of ours for a moment: that it
 
 bench-env: $(VENV)/run.stamp ## the peers' own environment, in PEERS_ENV (about 3 GB)
 	@bash benchmarks/peers/install.sh $(PEERS_ENV) $(BIN)/python
+
+# ---- what is shipped (docs/releases.md) ---------------------------------------------------------------------------
+
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes -c constraints.txt pyproject.toml
+
+lock: $(VENV)/release.stamp ## pin every file of what a release installs by its SHA-256 (requirements.txt; -all.txt with extras)
+	@$(LOCK) --custom-compile-command "make lock" -o requirements.txt
+	@$(LOCK) --custom-compile-command "make lock" --all-extras -o requirements-all.txt
+	@$(if $(TORCH_LINKS),$(LOCK) --custom-compile-command "make lock TORCH_LINKS=..." --find-links $(TORCH_LINKS) -o requirements-cpu.txt)
+
+audit: $(VENV)/release.stamp ## ask PyPI for known vulnerabilities of what is locked; fails where there is one, or no answer
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements-all.txt
+
+release: $(VENV)/release.stamp ## wheel and sdist (built twice, same bytes), their SHA-256 and the SBOM, in dist/
+	@rm -rf dist
+	@$(BIN)/python tools/packages.py dist
+	@$(BIN)/python tools/sbom.py requirements.txt requirements-all.txt dist/morphogen.cdx.json
 
 clean: ## remove the environment, build products and caches; runs/ is kept
 	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

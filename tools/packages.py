@@ -1,30 +1,66 @@
-"""Build wheel and sdist in a scratch folder and check what they hold: every module and data file of the package,
-the marker of its types, the licence, the entry point; in the sdist also what is needed to test it.
+"""Build wheel and sdist and check what they hold: every module and data file of the package, the marker of its types,
+the licence, the entry point; in the sdist also what is needed to test it. Then build both again from the unpacked
+sdist, in another folder, with other times, rights, language and time zone: not a byte may differ.
+
+    python tools/packages.py         in a scratch folder
+    python tools/packages.py dist    and keep them there, with their SHA-256 in SHA256SUMS
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt")
+IN_SDIST = (
+    "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "Makefile", "constraints.txt",
+    "requirements.txt", "requirements-all.txt",
+)  # fmt: skip
+EPOCH = "1580601600"  # 2 February 2020, the time of every file in a package: hatchling's own, whatever a shell has set
 
 
-def build(folder: Path) -> tuple[Path, Path]:
-    """(wheel, sdist), the wheel built from the sdist, as an installer would."""
-    env = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_QUIET": "2"}
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def build(source: Path, folder: Path, surroundings: Mapping[str, str] | None = None, umask: int = -1) -> list[Path]:
+    """[wheel, sdist] of the tree `source`, the wheel built from the sdist, as an installer would."""
+    env = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_QUIET": "2", "SOURCE_DATE_EPOCH": EPOCH}
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
+    done = subprocess.run(
+        command,
+        env=env | (surroundings or {}),
+        umask=umask,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
         sys.exit(done.stdout + "\npython -m build failed: its output is above.")
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-    return wheel, sdist
+    return [wheel, sdist]
+
+
+def rebuild(sdist: Path, folder: Path) -> list[Path]:
+    """[wheel, sdist] built from an unpacked sdist, in surroundings as unlike the first as a machine allows."""
+    with tarfile.open(sdist) as packed:
+        packed.extractall(folder / "elsewhere", filter="data")
+    (source,) = (folder / "elsewhere").iterdir()
+    for path in source.rglob("*"):
+        os.utime(path, (86400, 86400 * 365))
+        path.chmod(
+            path.stat().st_mode & 0o700
+        )  # whether a file is a program is its content, who else may read it is not
+    return build(source, folder, {"TZ": "Pacific/Chatham", "LC_ALL": "C", "PYTHONHASHSEED": "7"}, umask=0o077)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sources() -> set[str]:
@@ -57,17 +93,25 @@ def faults(wheel: Path, sdist: Path) -> list[str]:
     return found
 
 
-def main() -> None:
+def main(keep: Path | None = None) -> None:
     """Exit with 1 and the faults where there are any."""
-    with tempfile.TemporaryDirectory() as folder:
-        wheel, sdist = build(Path(folder))
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        wheel, sdist = built = build(ROOT, Path(first))
         found = faults(wheel, sdist)
+        again = rebuild(sdist, Path(second))
+        found += [f"{a.name} built twice differs." for a, b in zip(built, again, strict=True) if sha256(a) != sha256(b)]
+        if found:
+            sys.exit("\n".join(found))
         size = wheel.stat().st_size
-        name = wheel.name
-    if found:
-        sys.exit("\n".join(found))
-    print(f"{name}: {len(sources())} files, {size / 1024:.0f} kB; the sdist holds the same and the tests")
+        sums = "".join(f"{sha256(path)}  {path.name}\n" for path in built)
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for path in built:
+                shutil.copy(path, keep)
+            (keep / "SHA256SUMS").write_text(sums)
+    print(f"{wheel.name}: {len(sources())} files, {size / 1024:.0f} kB; the sdist holds the same and the tests")
+    print("built again from the sdist, elsewhere, the bytes are the same:\n" + sums, end="")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:2]))

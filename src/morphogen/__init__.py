@@ -15,23 +15,36 @@ _HOME = {
     "core": ("Act", "Items", "Loss", "Model", "Net", "Noise", "Phase", "Place", "Source", "Space", "Update", "can"),
     "spec": ("Asset", "Remembers"),
     "errors": ("UserError",),
-    "experiment": ("Data", "Experiment", "Run", "draw", "load"),
+    "experiment": ("Data", "Experiment", "Run", "draw", "frozen", "load", "with_weights"),
     "train": ("Trainer",),
     "heldout": ("HeldOut",),
     "hooks": ("SampleGrid",),
     "average": ("EMA", "PowerEMA"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("core", "data", "diffusion", "metrics", "nets", "optim", "recipes", "spec", "supervised", "testing")
+_MODULES = (
+    "autoregressive",
+    "core",
+    "data",
+    "diffusion",
+    "flows",
+    "metrics",
+    "nets",
+    "optim",
+    "recipes",
+    "spec",
+    "supervised",
+    "testing",
+)
 
 __all__ = [*_WHERE, *_MODULES]
 
 if TYPE_CHECKING:
-    from . import core, data, diffusion, metrics, nets, optim, recipes, spec, supervised, testing
+    from . import autoregressive, core, data, diffusion, flows, metrics, nets, optim, recipes, spec, supervised, testing
     from .average import EMA, PowerEMA
     from .core import Act, Items, Loss, Model, Net, Noise, Phase, Place, Source, Space, Update, can
     from .errors import UserError
-    from .experiment import Data, Experiment, Run, draw, load
+    from .experiment import Data, Experiment, Run, draw, frozen, load, with_weights
     from .heldout import HeldOut
     from .hooks import SampleGrid
     from .spec import Asset, Remembers

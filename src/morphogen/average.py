@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from .core import Model
 from .errors import UserError, unknown
+from .parallel import ALONE, Ranks
 from .posthoc import LONGEST, Snapshots, due, gamma_of, put_together
 from .spec import Remembers
 
@@ -120,6 +121,21 @@ class Average:
             torch._foreach_lerp_(self._mean, live, 1 - self._decay(step))
 
     @contextlib.contextmanager
+    def copied(self) -> Iterator[None]:
+        """`swapped`, the weights staying where they are in memory."""
+        held = [p.detach().clone() for p in self._live]
+        try:
+            self._copy(self._mean)
+            yield
+        finally:
+            self._copy(held)
+
+    @torch.no_grad()
+    def _copy(self, weights: Sequence[Tensor]) -> None:
+        for p, w in zip(self._live, weights, strict=True):
+            p.copy_(w)
+
+    @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """The model holds the averaged weights inside, and its own again afterwards."""
         held = [p.data for p in self._live]
@@ -132,23 +148,25 @@ class Average:
                 p.data = own
 
 
-def averages(rules: Sequence[Rule], model: Model) -> list[Average]:
-    """Start the averages of `model`'s trained weights."""
+def averages(
+    rules: Sequence[Rule], model: Model, own: Callable[[nn.Parameter], nn.Parameter] = lambda p: p
+) -> list[Average]:
+    """Start the averages of `model`'s trained weights. own: what of a weight is averaged here."""
     outside = tuple(part + "." for part in model.scaffold)
     live: dict[str, nn.Parameter] = {}
     seen: set[nn.Parameter] = set()
     for name, p in model.named_parameters(remove_duplicate=False):
         if p.requires_grad and not f"{name}.".startswith(outside) and p not in seen:  # by identity
-            live[name] = p
+            live[name] = own(p)
             seen.add(p)
     parts = parts_of(rules)
     return [Average(name, parts[name], rule, live) for rule in rules for name in rule.decays]
 
 
-def snapshot(kept: Sequence[Average], run: Path, step: int) -> None:
+def snapshot(kept: Sequence[Average], run: Path, step: int, ranks: Ranks = ALONE) -> None:
     """Store those averages whose snapshots are due after `step`."""
-    stored = {a.name: a.mean for a in kept if a.mean and due(step, a.rule.snapshots)}
-    if stored:
+    stored = {a.name: ranks.full(a.mean) for a in kept if a.mean and due(step, a.rule.snapshots)}
+    if stored and ranks.rank == 0:
         Snapshots(run).write(step, stored)
 
 

@@ -16,9 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from torch import Tensor
 from .core import State
 from .disk import make, settle, sync, write
 from .errors import UserError
+from .parallel import ALONE, Ranks
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _MISTAKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # JSON that is not what was written
@@ -40,6 +41,12 @@ class Damaged(Exception):
 # ---- a state is JSON with tensors taken out ------------------------------------------------------------------------
 
 
+class Piece(NamedTuple):
+    """The rows of a tensor that this rank holds; what the ranks hold, one below the other, is the whole."""
+
+    rows: Tensor
+
+
 def pack(state: Any, tensors: dict[str, Tensor], name: str = "", seen: dict[Any, str] | None = None) -> Any:
     """The JSON skeleton of a state; its tensors go into `tensors` by dotted name, one that is used twice once."""
     seen = {} if seen is None else seen
@@ -47,14 +54,15 @@ def pack(state: Any, tensors: dict[str, Tensor], name: str = "", seen: dict[Any,
     def inner(key: str, value: Any) -> Any:
         return pack(value, tensors, f"{name}.{key}" if name else key, seen)
 
-    if isinstance(state, Tensor):
-        same = (state.data_ptr(), state.shape, state.stride(), state.dtype, state.device)
-        if state.numel() == 0 or same not in seen:
+    if isinstance(state, Tensor | Piece):
+        kind, t = ("tensor", state) if isinstance(state, Tensor) else ("piece", state.rows)
+        same = (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device)
+        if t.numel() == 0 or same not in seen:
             while name in tensors or name == "__metadata__":  # {"a": {"b": …}, "a.b": …}; a word of the file format
                 name += "'"
             seen[same] = name
-            tensors[name] = state.detach()
-        return {"tensor": name if state.numel() == 0 else seen[same]}
+            tensors[name] = t.detach()
+        return {kind: name if t.numel() == 0 else seen[same]}
     if isinstance(state, Mapping):
         if not all(isinstance(k, str) for k in state):
             raise TypeError(f"the state {name or 'itself'} has keys that are not strings")
@@ -66,15 +74,32 @@ def pack(state: Any, tensors: dict[str, Tensor], name: str = "", seen: dict[Any,
     raise TypeError(f"the state {name} is a {type(state).__name__}: give tensors, numbers, strings, lists and mappings")
 
 
-def unpack(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The state that `pack` took apart."""
+def unpack(skeleton: Any, tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Tensor]] = ()) -> Any:
+    """The state that `pack` took apart. others: the `pieces` of the other ranks, in their order."""
     if isinstance(skeleton, dict):
         if "tensor" in skeleton:
             return tensors[skeleton["tensor"]]
-        return {k: unpack(v, tensors) for k, v in skeleton["map"].items()}
+        if "piece" in skeleton:
+            return torch.cat([held[skeleton["piece"]] for held in (tensors, *others)])
+        return {k: unpack(v, tensors, others) for k, v in skeleton["map"].items()}
     if isinstance(skeleton, list):
-        return [unpack(v, tensors) for v in skeleton]
+        return [unpack(v, tensors, others) for v in skeleton]
     return skeleton
+
+
+def pieces(state: Any) -> dict[str, Tensor]:
+    """The pieces in a state, by the names that `pack` gives them."""
+    tensors: dict[str, Tensor] = {}
+
+    def named(skeleton: Any) -> Iterator[str]:
+        if isinstance(skeleton, dict) and "map" in skeleton:
+            yield from (n for v in skeleton["map"].values() for n in named(v))
+        elif isinstance(skeleton, dict) and "piece" in skeleton:
+            yield skeleton["piece"]
+        elif isinstance(skeleton, list):
+            yield from (n for v in skeleton for n in named(v))
+
+    return {name: tensors[name] for name in dict.fromkeys(named(pack(state, tensors)))}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -160,6 +185,16 @@ def _holds(path: Path, name: str) -> bool:
         return False
 
 
+def of_rank(rank: int) -> str:
+    """The part of a checkpoint that is the own of a rank, which is not the first."""
+    return f"rank-{rank}"
+
+
+def _ranks(part: str) -> int:
+    """The rank whose own part it is; 0 where it is that of all."""
+    return int(part.removeprefix("rank-")) if part.startswith("rank-") else 0
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -182,21 +217,38 @@ class Checkpoints:
     # -- saving
 
     def save(
-        self, step: int, parts: Mapping[str, State], frozen: Mapping[str, Tensor], best: int | None = None
+        self,
+        step: int,
+        parts: Mapping[str, State],
+        frozen: Mapping[str, Tensor],
+        best: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Path:
-        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone."""
-        make(self.folder)
+        """Write the checkpoint of `step`: parts by name, and the model's tensors that training leaves alone.
+
+        Of several ranks each writes its own parts, into a folder that all of them see; it is whole or absent.
+        """
         partial, final = self.folder / f".partial-{step:08d}", self.path(step)
+        ranks.once(lambda: self._room(partial))
+        with ranks.together():
+            skeleton: dict[str, Any] = {}
+            for name, state in parts.items():
+                tensors: dict[str, Tensor] = {}
+                skeleton[name] = pack(state, tensors)
+                if tensors:
+                    save_tensors(_separate(tensors), partial / f"{name}.safetensors")
+            state_file = f"{of_rank(ranks.rank)}.json" if ranks.rank else STATE
+            write(partial / state_file, json.dumps({"step": step, "parts": skeleton}))
+        ranks.once(lambda: self._finish(step, partial, final, frozen, best))
+        return final
+
+    def _room(self, partial: Path) -> None:
+        make(self.folder)
         for left in self.folder.glob(".*"):  # by a kill or a full disk
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
-        skeleton = {}
-        for name, state in parts.items():
-            tensors: dict[str, Tensor] = {}
-            skeleton[name] = pack(state, tensors)
-            if tensors:
-                save_tensors(_separate(tensors), partial / f"{name}.safetensors")
-        write(partial / STATE, json.dumps({"step": step, "parts": skeleton}))
+
+    def _finish(self, step: int, partial: Path, final: Path, frozen: Mapping[str, Tensor], best: int | None) -> None:
         files = {p.name: p for p in partial.iterdir()}
         if frozen:
             files["frozen"] = self._freeze(frozen)
@@ -209,7 +261,6 @@ class Checkpoints:
         os.rename(partial, final)
         sync(self.folder)
         self._prune(step, best)
-        return final
 
     def _freeze(self, tensors: Mapping[str, Tensor]) -> Path:
         name = digest(tensors)
@@ -253,6 +304,7 @@ class Checkpoints:
             raise Damaged(f"{MANIFEST} does not match its own hash")
         try:
             manifest: dict[str, Any] = json.loads(body)
+            manifest["files"][STATE]  # without which it holds nothing
             for entry in manifest["files"].values():
                 if Path(entry["file"]).name != entry["file"]:  # never outside the run's own folders
                     raise ValueError
@@ -283,10 +335,19 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """The parts of a checkpoint by name, tensors on the CPU, and the frozen tensors as the part "frozen"."""
         self.verify(step)
-        tensors = {n: load_tensors(p) for n, p, _ in self._files(step) if p.suffix == ".safetensors"}
+        files = {n: p for n, p, _ in self._files(step)}
+        tensors = {n: load_tensors(p) for n, p in files.items() if p.suffix == ".safetensors"}
+        skeleton: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
+        others: list[dict[str, dict[str, Tensor]]] = []  # of each rank but the first: its pieces by part
         try:
-            skeleton = json.loads((self.path(step) / STATE).read_bytes())["parts"]
-            parts = {name: unpack(s, tensors.get(f"{name}.safetensors", {})) for name, s in skeleton.items()}
+            for path in (p for p in files.values() if p.suffix == ".json"):  # one of each rank
+                skeleton |= json.loads(path.read_bytes())["parts"]
+            for name in sorted(skeleton, key=lambda name: (not _ranks(name), _ranks(name))):
+                held = tensors.get(f"{name}.safetensors", {})
+                parts[name] = unpack(skeleton[name], held, [o.get(name, {}) for o in others])
+                if _ranks(name):
+                    others.append(parts[name].pop("pieces"))
         except (OSError, *_MISTAKEN) as error:
             raise Damaged(f"{STATE} holds no state ({type(error).__name__})") from error
         return parts | {"frozen": tensors.get("frozen", {})}

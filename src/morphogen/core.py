@@ -67,14 +67,20 @@ class Model(Net):
 
     step: steps finished before the present one began; written by the trainer and saved.
     scaffold: names of the parts that only training needs (critic, teacher): not averaged, exported or served.
+    whole: names of the parts that a loss differentiates by itself (a critic with a gradient penalty, the layer of an
+    adaptive weight): training on many devices leaves them whole on each.
     lacks: protocols that this instance cannot serve although its class has the methods (a composite sets it).
+    discrete: whether `log_prob` and `elbo` are log-probabilities of values that can be counted (levels of pixels,
+    codes, tokens), and not densities over real numbers.
     one_law: whether `elbo` bounds the very law of which `log_prob` is the density. A diffusion's does not: one is of
     its reverse process, the other of its probability flow, and only an exact net makes them one.
     """
 
     step: int = 0
     scaffold: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     lacks: tuple[type, ...] = ()
+    discrete: bool = False
     one_law: ClassVar[bool] = True
 
     def loss(self, batch: Batch) -> Loss:
@@ -220,6 +226,17 @@ class Bounds(Protocol):
 
 
 @runtime_checkable
+class Importance(Protocol):
+    """Can weigh draws of its latents, which makes its bound as tight as one has patience for. Who asks: metrics."""
+
+    def importance(
+        self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, k: int = 1000, noise: Noise | None = None
+    ) -> Tensor:
+        """Log of the mean of k importance weights (B,), nats: in the mean below the log-density, and rising with k."""
+        ...
+
+
+@runtime_checkable
 class Codec(Protocol):
     """A way to latents and back. Who asks: latent priors, interpolation, reconstruction."""
 
@@ -229,6 +246,30 @@ class Codec(Protocol):
 
     def decode(self, z: Any) -> Tensor:
         """Data (B, ...) of latents z."""
+        ...
+
+
+@runtime_checkable
+class Infers(Protocol):
+    """A codec whose latents have a law given x, and x one given them. Who asks: latent priors, which with the log p(z)
+    of any prior have the bound E_q [log p(x|z) − log q(z|x) + log p(z)].
+    """
+
+    def infer(self, x: Tensor, cond: Mapping[str, Tensor] | None = None, *, noise: Noise) -> tuple[Tensor, Tensor]:
+        """A draw z (B, ...) of q(z|x), and log q(z|x) (B,), nats."""
+        ...
+
+    def log_likelihood(self, x: Tensor, z: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """log p(x|z) (B,), nats."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A codec that loses nothing and has a Jacobian. Who asks: latent priors, for their exact density."""
+
+    def transform(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """z of x, and log |det dz/dx| (B,), nats."""
         ...
 
 
@@ -379,6 +420,14 @@ class Noise:
         """Noise of n samples numbered from `start` under `seed`."""
         return cls(keys(torch.arange(start, start + n, device=device), seed))
 
+    @classmethod
+    def of(cls, x: Tensor) -> Noise:
+        """Noise keyed by the numbers in each x (B, ...): the same x has the same noise, in any batch."""
+        with torch.no_grad():
+            bits = (x.detach().flatten(1).double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
+            place = torch.arange(bits.shape[1], device=x.device)
+            return cls(keys(keys(bits ^ keys(place)).sum(1)))  # sums wrap
+
     def __len__(self) -> int:
         return self.key.shape[0]
 
@@ -441,23 +490,29 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 class Everyone:
-    """How a method says "over the whole batch": the identity in one process."""
+    """How a method says "over the whole batch": the identity in one process.
+
+    through: who answers where there are several ranks; set by `parallel.join`. Each is right under autograd: the
+    gradient that one rank's loss has by another's tensor reaches its owner.
+    """
+
+    through: Everyone | None = None
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of x over ranks."""
-        return x
+        return x if self.through is None else self.through.sum(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean of x over ranks."""
-        return x
+        return x if self.through is None else self.through.mean(x)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x (B, ...) of every rank, concatenated (B * ranks, ...)."""
-        return x
+        """x (B, ...) of every rank, concatenated in their order; B may differ."""
+        return x if self.through is None else self.through.gather(x)
 
     def any(self, x: Tensor) -> Tensor:
         """Whether x is true on some rank."""
-        return x
+        return x if self.through is None else self.through.any(x)
 
 
 everyone = Everyone()

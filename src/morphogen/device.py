@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import torch
 from torch import nn
 
+from .data.roots import cache
 from .errors import UserError
+
+
+def keep_compiled() -> None:
+    """Let torch keep what it compiles in our cache folder, unless the user has named another.
+
+    Else it makes a folder in the shared temporary one as soon as there is an optimiser, compiled or not. Where the
+    cache cannot be written it is left to do so.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(OSError):
+            folder = cache() / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else the machine's accelerator, else the CPU. UserError where it is not there."""
+    keep_compiled()
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return torch.device("cpu") if found is None else torch.device(found.type)

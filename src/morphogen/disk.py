@@ -24,7 +24,7 @@ def make(folder: Path) -> None:
         sync(folder.parent)
 
 
-def own(folder: Path) -> None:
+def sync_names(folder: Path) -> None:
     """Sync the names of a folder, of what lies in it and in its folders: a process that was killed between naming and
     syncing has left some that are in memory alone, and nobody else would sync them.
     """

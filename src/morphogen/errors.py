@@ -38,3 +38,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
             return original
     near = difflib.get_close_matches(asked, spelled, n=1, cutoff=0.5)
     return spelled[near[0]] if near else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator."""
+    text = str(error)
+    said = any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said

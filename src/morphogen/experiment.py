@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .disk import make, write
 from .errors import UserError, unknown
-from .spec import Json, Remembers, adopt_assets, build, differences, modules_of, spec
+from .spec import Asset, Json, Remembers, adopt_assets, build, differences, modules_of, remembered, spec
 
 if TYPE_CHECKING:
     import torch
@@ -67,16 +67,22 @@ class Experiment(Remembers):
         voice: Voice | None = None,
         recipe: Mapping[str, Json] | None = None,
         until: int | None = None,
+        shard: bool = False,
     ) -> Run:
         """Train into the run folder `run` (made, or continued where it holds this experiment) and return it.
 
         The model is trained in place, starting from the weights it has. recipe: how the experiment was made (name,
-        arguments), noted in the run. until: stop after this step, as if interrupted.
+        arguments), noted in the run. until: stop after this step, as if interrupted. shard: where several processes
+        train, each holds a piece of the weights only (docs/parallel.md).
         Raises UserError where the folder holds another experiment, naming the difference.
         """
+        from .parallel import join
+
         run = Path(run)
-        write_spec(run, self, seed, recipe)
-        self.trainer.fit(self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until)
+        join().once(lambda: write_spec(run, self, seed, recipe))
+        self.trainer.fit(
+            self.model, self.data, run=run, seed=seed, device=device, voice=voice, until=until, shard=shard
+        )
         return load(run, modules=modules_of(self), device=device)
 
 
@@ -246,6 +252,58 @@ def fit_weights(model: Model, parts: Mapping[str, Any], step: int) -> None:
             f"The weights of step {step} of this run do not fit {type(model).__name__} ({first}): use the code that"
             " made the run, or train another one."
         ) from None
+
+
+@remembered
+def with_weights(model: Model, weights: Asset) -> Model:
+    """`model` with the weights of a file, frozen: in evaluation mode, none of them trained. What it was is a part of
+    what it remembers, so a run that uses it needs no other.
+
+    weights: a .safetensors file with all of its tensors by name, such as `frozen` writes.
+    Raises UserError where the file is none, or holds other tensors than the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(weights.path)
+    except SafetensorError as error:
+        raise UserError(f"The file {str(weights.path)!r} holds no weights: give a .safetensors file.") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).partition("\n\t")[2].partition("\n")[0].strip().rstrip(".")
+        raise UserError(
+            f"The weights in {str(weights.path)!r} do not fit {type(model).__name__} ({first}): give those of a model"
+            " that was made alike."
+        ) from None
+    return model.requires_grad_(False).eval()
+
+
+def frozen(
+    run: str | Path,
+    *,
+    checkpoint: str | int = "newest",
+    ema: str | float | None = None,
+    modules: Iterable[ModuleType] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Model:
+    """The model of a run as a part of another one: a codec, a judge, a teacher; on the CPU, its weights fixed.
+
+    A run that uses it keeps its settings and weights (as an asset): what becomes of `run` afterwards is all the same.
+    Arguments: see `load`. The weights lie in the cache folder until then. Raises UserError as `load` does.
+    """
+    from safetensors.torch import save
+
+    from .checkpoint import digest
+    from .data.roots import cache, keep
+
+    model = load(run, checkpoint=checkpoint, ema=ema, modules=modules, device="cpu", say=say).model
+    tensors = {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
+    path = cache() / "weights" / f"{digest(tensors)}.safetensors"
+    if not path.is_file():
+        keep(path, lambda file: file.write(save(tensors)))
+    return with_weights(model, Asset(path))
 
 
 @contextlib.contextmanager

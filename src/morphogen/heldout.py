@@ -12,6 +12,7 @@ from torch import Tensor
 from .core import Items, Model, Phase, fold, size
 from .data.source import in_order
 from .errors import UserError, unknown
+from .parallel import ALONE, Ranks
 from .spec import Remembers
 
 
@@ -43,10 +44,13 @@ class HeldOut(Remembers):
         """Whether `new` is the better value of the two."""
         return new < old if self.direction == "min" else new > old
 
-    def measure(self, model: Model, items: Items, seed: int, device: torch.device) -> dict[str, float]:
+    def measure(
+        self, model: Model, items: Items, seed: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> dict[str, float]:
         """Every loss and log of the model's phases over the items, weighted by its own denominator.
 
-        No weight wants a gradient meanwhile: a loss may differentiate by its input, and must not by a weight.
+        Ranks share the batches out among them, each measured as one process measures it. No weight wants a gradient
+        meanwhile: a loss may differentiate by its input, and must not by a weight.
         """
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
@@ -58,10 +62,12 @@ class HeldOut(Remembers):
             weights[name] = weights.get(name, 0.0) + weight
 
         phases = [p for p in model.phases() if isinstance(p, Phase)]
-        with torch.random.fork_rng(), _frozen(model):
+        with torch.random.fork_rng(), _frozen(model), ranks.apart():
             for i, batch in enumerate(in_order(items, self.batch, seed=seed, device=device)):
                 if self.limit is not None and i * self.batch >= self.limit:
                     break
+                if i % ranks.count != ranks.rank:
+                    continue
                 for phase in phases:
                     torch.manual_seed(fold(seed, i))
                     name = phase.loss.__name__
@@ -75,7 +81,11 @@ class HeldOut(Remembers):
                         add(f"{prefix}loss" + (f".{k}" if k else ""), value, counts[k] if counts else n)
                     for k, value in said.logs.items():
                         add(prefix + k, value, n)
-        found = {k: float(v) / weights[k] for k, v in sums.items()}
+        told = ranks.tell({k: (float(v), weights[k]) for k, v in sums.items()})
+        found = {}
+        for k in dict.fromkeys(k for said in told for k in said):
+            pairs = [said[k] for said in told if k in said]
+            found[k] = sum(v for v, _ in pairs) / sum(w for _, w in pairs)
         for phase in phases:  # a loss of several denominators is their sum
             prefix = "" if phase.loss.__name__ == "loss" else phase.loss.__name__ + "."
             if f"{prefix}loss" not in found:

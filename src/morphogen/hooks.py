@@ -15,16 +15,19 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from .disk import make, write
+from .errors import UserError
 from .experiment import draw
 from .spec import Remembers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .train import Training
 
 
 @runtime_checkable
 class Hook(Protocol):
-    """Called every `every` steps and after the last one."""
+    """Called every `every` steps and after the last one, on rank 0; on all ranks where weights are in pieces."""
 
     every: int
 
@@ -54,6 +57,8 @@ class SampleGrid(Remembers):
             return
         cond = space.cond(self.n, **self.wishes) if self.wishes else None
         x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
+        if training.rank:  # weights in pieces: all ranks draw, one writes
+            return
         folder = training.run / "samples"
         make(folder)
         path, png = folder / f"{training.step:08d}.png", io.BytesIO()
@@ -62,6 +67,53 @@ class SampleGrid(Remembers):
         at = round(training.log.seconds, 3)
         training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
         training.voice.picture(training.step, str(path))
+
+
+@runtime_checkable
+class HasUnits(Protocol):
+    """A model with latent dimensions that may say something of x, or nothing."""
+
+    def units(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The posterior's mean of each dimension for x (B, ...): (B, D)."""
+        ...
+
+
+class ActiveUnits(Remembers):
+    """Look at posterior collapse: which latent dimensions are active, that is say something of held-out data.
+
+    A dimension is active where its posterior mean has a variance above `threshold` over the first `items` held-out
+    items (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, section 5). The log is told how many are, "active", and
+    which are not, "collapsed" (numbered from 0).
+    Raises UserError for a model without latent dimensions.
+    """
+
+    def __init__(self, every: int = 500, items: int = 1000, threshold: float = 0.01) -> None:
+        self.every, self.items, self.threshold = every, items, threshold
+
+    def __call__(self, training: Training) -> None:
+        import torch
+
+        from .core import each
+        from .latent.bound import active
+
+        model, test = training.model, training.data.test
+        if not isinstance(model, HasUnits):
+            raise UserError(f"{type(model).__name__} has no latent dimensions to look at: leave ActiveUnits out.")
+        if test is None or len(test) < 2:
+            return
+        means = []
+        with torch.no_grad():
+            for index in torch.arange(min(self.items, len(test))).split(256):
+                batch = each(test.take(index), lambda t: t.to(training.device))
+                means.append(model.units(batch["x"], batch.get("cond")))
+        alive = active(torch.cat(means), self.threshold)
+        dead = [int(i) for i in (~alive).nonzero()]
+        training.log.write({"step": training.step, "active": len(alive) - len(dead), "collapsed": dead})
+        if dead:
+            training.voice.say(
+                f"step {training.step}: {len(dead)} of {len(alive)} latent dimensions have collapsed and say nothing of"
+                f" the data: {', '.join(map(str, dead))}"
+            )
 
 
 # ---- voices --------------------------------------------------------------------------------------------------------

@@ -88,6 +88,26 @@ class Log:
         self._tallies, self._latest, self._before = state["tallies"], state["latest"], state["seconds"]
 
 
+class Unwritten(Log):
+    """The log of a rank that does not speak: it knows the same numbers and writes none."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def open(self, after: int) -> None:
+        """Start counting."""
+        self._began, self._steps_then = time.perf_counter(), (0.0, max(after, 0))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a log up to the first that is torn or none of a log's. An absent log is empty."""
     lines: list[dict[str, Any]] = []

@@ -29,9 +29,28 @@ class NotFinite(UserError):
 
 @torch.enable_grad()
 def explain(training: Training, step: int, turn: Turn, batch: Batch) -> NotFinite:
-    """Replay the turn of `step` on its batch, the weights untouched, and name what was bad."""
+    """Replay the turn of `step` on its batch, the weights untouched, and name what was bad.
+
+    Of several ranks each replays its own part of the batch, and the first that finds anything is quoted by all.
+    """
     if not turn.optimisers:
         return NotFinite(f"Step {step}, update {turn.name!r}: its value is not finite. No bad number was saved.")
+    with contextlib.nullcontext() if training.ranks.sharded else training.apart():
+        found, rows = _look(training, step, turn, batch)
+    told = training.ranks.tell([found, rows])
+    rank, (what, rows) = next(((r, said) for r, said in enumerate(told) if said[0]), (0, told[0]))
+    where = f" of process {rank}" if len(told) > 1 and what else ""
+    what = what or "one that did not come back when the turn was replayed (randomness that is not keyed by the batch)"
+    kept = training.checkpoints.steps()
+    return NotFinite(
+        f"Step {step}, phase {turn.name!r}: the first tensor that is not finite is {what}; data indices{where} {rows}."
+        f" No bad number was saved (last checkpoint: step {kept[-1] if kept else 'none'}): check that data, lower the"
+        " learning rate, or set clip=1.0."
+    )
+
+
+def _look(training: Training, step: int, turn: Turn, batch: Batch) -> tuple[str | None, str]:
+    """What was bad, where anything was, and the indices of the data it came from."""
     training.model.step = step - 1
     training.reseed(step)
     _no_gradients(turn)
@@ -51,21 +70,16 @@ def explain(training: Training, step: int, turn: Turn, batch: Batch) -> NotFinit
     elif not math.isfinite(math.hypot(*(p.grad.norm().item() for p in turn.params if p.grad is not None))):
         what = "the gradient norm, which overflows while every gradient is finite"
     else:
-        what = "one that did not come back when the turn was replayed (randomness that is not keyed by the batch)"
+        what = None
     rows = _guilty(training, step, turn, batch)
     _no_gradients(turn)
-    kept = training.checkpoints.steps()
-    return NotFinite(
-        f"Step {step}, phase {turn.name!r}: the first tensor that is not finite is {what}; data indices {rows}. No bad"
-        f" number was saved (last checkpoint: step {kept[-1] if kept else 'none'}): check that data, lower the learning"
-        " rate, or set clip=1.0."
-    )
+    return what, rows
 
 
 def _guilty(training: Training, step: int, turn: Turn, batch: Batch, shown: int = 8) -> str:
     """The indices of the samples whose own loss or gradient is not finite."""
     n = size(batch)
-    if not training.model.counts(batch) or n > MOST:
+    if not training.model.counts(batch) or n > MOST or training.ranks.sharded:
         return "not separable"
     index = batch.get("index")
     guilty = []

@@ -3,13 +3,18 @@
 `spec(obj)` is that call as a JSON graph (class, every argument, defaults included; an object used twice is written
 once and referred to), `build(graph)` makes the object again, and `differences(a, b)` names what differs.
 
+What is done to an object after it was made (weights put in, adapters added) is a function marked `remembered`: the
+object then remembers that call instead, whose argument is the object as it was.
+
 A graph cannot choose what is imported: names resolve only in this package and in modules that the caller hands to
-`build`, and only to what is defined there. Nothing is unpickled or evaluated. Tensors and files enter as `Asset`.
+`build`, and only to what is defined there: classes that derive from `Remembers`, and remembered functions. Nothing is
+unpickled or evaluated. Tensors and files enter as `Asset`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -19,7 +24,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
 from .disk import copy, make
 from .errors import UserError
@@ -29,14 +34,48 @@ PACKAGE = __name__.partition(".")[0]
 
 
 class Remembers:
-    """Mixin: the instance remembers its constructor's arguments, for `spec`."""
+    """Mixin: the instance remembers its constructor's arguments, for `spec`.
 
-    __slots__ = ()
+    pins: arguments that are written down as the attribute of that name says, whatever was given (a file's hash).
+    """
+
+    pins: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
-        self.__dict__["_call"] = (args, kwargs)
+        self.__dict__["_call"] = (cls, args, kwargs)
         return self
+
+
+class _Former(Remembers):
+    """What an object was before a remembered function changed it: its call, and nothing else."""
+
+    def __init__(self, call: Any) -> None:
+        self.__dict__["_call"] = call
+
+
+_surgeries: set[Callable[..., Any]] = set()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def remembered(surgery: F) -> F:
+    """Mark a function of a module, which changes one of its arguments or makes something of them, as one that what it
+    returns remembers: `spec` writes that call, and `build` calls it again.
+    """
+
+    @functools.wraps(surgery)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = {id(a): a.__dict__["_call"] for a in (*args, *kwargs.values()) if isinstance(a, Remembers)}
+        made = surgery(*args, **kwargs)
+
+        def former(a: Any) -> Any:
+            return _Former(before[id(a)]) if a is made else a
+
+        made.__dict__["_call"] = (call, tuple(map(former, args)), {k: former(a) for k, a in kwargs.items()})
+        return made
+
+    _surgeries.add(call)
+    return cast("F", call)
 
 
 class Asset(Remembers):
@@ -45,6 +84,8 @@ class Asset(Remembers):
     path: the file. `Asset.sha256` is its content's hash, made when the asset is made.
     Raises UserError where the file is missing.
     """
+
+    pins = ("sha256",)
 
     def __init__(self, path: str | Path, sha256: str = "") -> None:
         self.path = Path(path)
@@ -55,14 +96,25 @@ class Asset(Remembers):
             raise UserError(f"The file {str(path)!r} has changed since the run was made: its SHA-256 is another one.")
 
 
+def maker(obj: Remembers) -> Callable[..., Any]:
+    """What made `obj` as it is: its class, or a remembered function."""
+    made: Callable[..., Any] = obj.__dict__["_call"][0]
+    return made
+
+
 def arguments(obj: Remembers) -> dict[str, Any]:
     """The arguments that `obj` was made with, defaults included, by name."""
-    args, kwargs = obj.__dict__["_call"]
-    bound = inspect.signature(type(obj).__init__).bind(obj, *args, **kwargs)
+    make, args, kwargs = obj.__dict__["_call"]
+    if isinstance(make, type):
+        bound = inspect.signature(make.__init__).bind(obj, *args, **kwargs)  # type: ignore[misc]
+    else:
+        bound = inspect.signature(make).bind(*args, **kwargs)
     given = set(bound.arguments)  # what *rest and **rest got nothing for is no argument
     bound.apply_defaults()
     rest = {p.name for p in bound.signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    return {name: value for name, value in list(bound.arguments.items())[1:] if name in given or name not in rest}
+    named = list(bound.arguments.items())[isinstance(make, type) :]
+    found = {name: value for name, value in named if name in given or name not in rest}
+    return found | {name: getattr(obj, name) for name in getattr(make, "pins", ()) if isinstance(obj, make)}
 
 
 # ---- object -> graph -----------------------------------------------------------------------------------------------
@@ -73,7 +125,7 @@ def spec(obj: Any) -> Json:
     counts: dict[int, int] = {}
     try:
         _count(obj, counts)
-        return _write(obj, type(obj).__name__, counts, {})
+        return _write(obj, maker(obj).__name__ if isinstance(obj, Remembers) else type(obj).__name__, counts, {})
     except RecursionError:
         raise UserError(
             f"The arguments of {type(obj).__name__} hold themselves: a run cannot write that down."
@@ -104,10 +156,10 @@ def _write(value: Any, where: str, counts: dict[int, int], ids: dict[int, int]) 
     if isinstance(value, Remembers):
         if id(value) in ids:
             return {"ref": ids[id(value)]}
-        node: dict[str, Json] = {"class": name_of(type(value), where)}
+        node: dict[str, Json] = {"class": name_of(maker(value), where)}
         if counts[id(value)] > 1:
             node["id"] = ids[id(value)] = len(ids)
-        if isinstance(value, Asset):
+        if isinstance(value, Asset):  # its path as text, which moves with the run
             return node | {"args": {"path": str(value.path), "sha256": value.sha256}}
         return node | {"args": {k: write(v, k) for k, v in arguments(value).items()}}
     if isinstance(value, list):
@@ -262,7 +314,7 @@ class _Maker:
 
     def construct(self, node: Json) -> Any:
         cls = self.find(node["class"])
-        if not (isinstance(cls, type) and issubclass(cls, Remembers)):
+        if not (issubclass(cls, Remembers) if isinstance(cls, type) else cls in _surgeries):
             raise UserError(f"{node['class']!r} is not a class that a run may make: derive it from Remembers.")
         args = {k: self.make(v) for k, v in node["args"].items()}
         if cls is Asset and self.assets is not None:
@@ -365,7 +417,7 @@ def modules_of(obj: Any) -> list[types.ModuleType]:
             if id(value) in seen:
                 return
             seen.add(id(value))
-            found.setdefault(type(value).__module__, sys.modules[type(value).__module__])
+            found.setdefault(maker(value).__module__, sys.modules[maker(value).__module__])
             walk(arguments(value))
         elif isinstance(value, Mapping):
             for v in value.values():

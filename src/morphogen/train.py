@@ -7,7 +7,7 @@ default generator with fold(seed, step, rank), so nothing random is saved and an
 
 With pieces i of a batch (`micro`) and denominators k, what is differentiated is the sum over i, k of
     value[i][k] * counts[i][k] / sum_j counts[j][k],
-the whole batch's own gradient whatever the split.
+the whole batch's own gradient whatever the split. So a turn that runs out of memory is taken again in smaller pieces.
 
 NaN and Inf: loss and gradient norm of every turn are watched on the device. On a CPU they are read before the
 optimiser moves. Elsewhere the update is switched off on the device where they are not finite, and the flag is read
@@ -20,26 +20,30 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .average import Average, Rule, averages, rules_of, snapshot
-from .checkpoint import Checkpoints, claim, pack, unpack
+from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .disk import make, own
-from .errors import UserError, unknown
+from .disk import make, sync_names
+from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
-from .log import Log
+from .log import Log, Unwritten
 from .optim import AdamW, Constant, Optim, optimiser_state, restore_optimiser
+from .own import own, restore_own, source_state
+from .parallel import ALONE, in_pieces, join
 from .replay import NotFinite, explain
 from .spec import Remembers
+
+_ALL = " samples"  # beside the names of denominators, none of which begins so
 
 
 class Stopped(Exception):
@@ -55,7 +59,8 @@ class Trainer(Remembers):
 
     steps: how many steps. optim: one maker of optimisers, or one per `trains` name of the model's phases
     (`{"generator": AdamW(2e-4), "critic": AdamW(1e-4)}`; several names of one phase joined by "+").
-    micro: samples per piece of a batch: less memory, the same gradient. clip: largest gradient norm.
+    micro: samples per piece of a batch: less memory, the same gradient; where memory runs out smaller
+    ones are taken. clip: largest gradient norm.
     dtype: "float32", or "bfloat16" for autocast in the forward pass. ema: averaged weights for sampling; of several the
     first is what pictures, held-out data and `load` take unless told otherwise.
     heldout: what to measure on held-out data and how often. hooks: what else to do now and then (pictures).
@@ -109,16 +114,19 @@ class Trainer(Remembers):
         device: str | torch.device | None = None,
         voice: Voice | None = None,
         until: int | None = None,
+        shard: bool = False,
     ) -> Training:
         """Train `model` in place on `data`, in the run folder `run`; what is already there is continued.
 
-        device: chosen automatically where None. until: stop (and save) after this step, as if interrupted.
+        device: chosen automatically where None. until: stop (and save) after this step, as if interrupted. shard: of
+        several processes each holds a piece of the weights.
         Raises NotFinite, Stopped (after saving), and UserError.
         """
-        voice = voice or voice_for()
-        training = Training(self, model, data, Path(run), seed=seed, device=choose_device(device), voice=voice)
-        training.begin()
-        training.loop(self.steps if until is None else min(until, self.steps))
+        where = choose_device(device)
+        training = Training(self, model, data, Path(run), seed=seed, device=where, voice=voice, shard=shard)
+        with training.ranks.watched():
+            training.begin()
+            training.loop(self.steps if until is None else min(until, self.steps))
         return training
 
 
@@ -130,6 +138,7 @@ class Turn(NamedTuple):
     params: list[nn.Parameter]
     optimisers: list[torch.optim.Optimizer]
     schedule: Callable[[int, int], float] | None
+    held: list[nn.Parameter]  # the model's parameters; `params` are what of them this process trains
 
 
 class Suspect(NamedTuple):
@@ -148,24 +157,34 @@ class Training:
     """
 
     def __init__(
-        self, trainer: Trainer, model: Model, data: Data, run: Path, *, seed: int, device: torch.device, voice: Voice
+        self,
+        trainer: Trainer,
+        model: Model,
+        data: Data,
+        run: Path,
+        *,
+        seed: int,
+        device: torch.device,
+        voice: Voice | None,
+        shard: bool = False,
     ) -> None:
-        self.trainer, self.model, self.data, self.run = trainer, model.to(device), data, run
-        self.seed, self.device, self.voice, self.rank = seed, device, voice, 0
+        self.ranks = join()
+        self.seed, self.device, self.rank = seed, self.ranks.device(device), self.ranks.rank
+        self.shard = shard and not self.ranks.alone
+        self.trainer, self.data, self.run = trainer, data, run
+        self.model = model if self.shard else model.to(self.device)  # in pieces it may be larger than a device
+        self.voice = Voice() if self.rank else voice or voice_for()  # rank 0 speaks for all
         self.step = 0
         self.heard: Mapping[str, Loss] = {}
         self.source: Source = data.train
         self.checkpoints = Checkpoints(run, trainer.keep)
-        self.log = Log(run / "log.jsonl")
-        self.averages = averages(trainer.ema, self.model)
+        self.log = Unwritten() if self.rank else Log(run / "log.jsonl")
+        self.micro = trainer.micro  # or less, where memory ran out
         self.best: dict[str, Any] = {}  # {"step", "value"} of the held-out metric
         self.stop_early = False
-        self.signal = 0
+        self.signal = self._asked = 0  # the signal that ends the training; the one that this process was sent
         self._saved = -1  # the step of the newest checkpoint that this process wrote or read
-        self.names = {p: n for n, p in model.named_parameters()}
-        self.turns = self._turns(model.phases())
-        self._all = [p for p in model.parameters() if p.requires_grad]
-        self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
+        self._arm()
         self._suspect: Suspect | None = None
         self._cpu = device.type == "cpu"
         self._generators = [torch.default_generator] + (
@@ -174,8 +193,22 @@ class Training:
 
     # ---- setting up
 
+    def _arm(self) -> None:
+        """What is trained, by which optimisers, and its averages."""
+        self.names = {self.ranks.own(p): n for n, p in self.model.named_parameters()}
+        self.turns = self._turns(self.model.phases())
+        self.averages = averages(self.trainer.ema, self.model, self.ranks.own)
+        self._all = [p for p in self.model.parameters() if p.requires_grad]
+        self._buffers = list(self.model.buffers())
+        self._partial = any(len(t.params) < len(self._all) for t in self.turns if t.optimisers)
+
+    def _take_apart(self) -> None:
+        """Leave this rank its piece of the weights only."""
+        self.ranks = in_pieces(self.ranks, self.model, self.device)
+        self._arm()
+
     def _turns(self, phases: Sequence[Phase | Update]) -> list[Turn]:
-        made: dict[tuple[str, ...], tuple[list[nn.Parameter], list[torch.optim.Optimizer], Optim]] = {}
+        made: dict[tuple[str, ...], Turn] = {}
         turns = []
         for phase in phases:
             f = phase.loss if isinstance(phase, Phase) else phase.rule
@@ -187,16 +220,17 @@ class Training:
             if phase.every < 1:
                 raise UserError(f"The phase {name!r} of {type(self.model).__name__} must have every=1 or more.")
             if isinstance(phase, Update):
-                turns.append(Turn(name, phase.every, [], [], None))
+                turns.append(Turn(name, phase.every, [], [], None, []))
                 continue
             if phase.trains not in made:
-                named = self._named(phase.trains)
-                maker = self._maker(phase.trains)
-                made[phase.trains] = (list(named.values()), maker.make(named), maker)
-            params, optimisers, maker = made[phase.trains]
-            schedule = maker.schedule
-            constant = isinstance(schedule, Constant) and schedule.warmup == 0
-            turns.append(Turn(name, phase.every, params, optimisers, None if constant else schedule))
+                held, maker = self._named(phase.trains), self._maker(phase.trains)
+                named = {n: self.ranks.own(p) for n, p in held.items()}
+                params, schedule = list(named.values()), maker.schedule
+                constant = isinstance(schedule, Constant) and schedule.warmup == 0
+                made[phase.trains] = Turn(
+                    "", 1, params, maker.make(named), None if constant else schedule, list(held.values())
+                )
+            turns.append(made[phase.trains]._replace(name=name, every=phase.every))
         for optimiser in (o for t in turns for o in t.optimisers):
             for group in optimiser.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -222,19 +256,21 @@ class Training:
 
     def begin(self) -> None:
         """Start afresh, or continue what the run folder holds; says which."""
-        make(self.run)
-        self._claim = claim(self.run)
-        own(self.run)
-        self.source.start(Place(self.rank, 1, self.device, self.seed))
+        self._claim = self.ranks.once(self._take_run)
+        self.source.start(Place(self.rank, self.ranks.count, self.device, self.seed))
+        self.ranks.equalise(self.model)
         self._prepare_nets()
         self.model.train()
         if self.trainer.heldout is not None and self.data.test is None:
             self.voice.say("There is no held-out data, so nothing is measured on it: give Data(train, test).")
-        found = self.checkpoints.newest(self.voice.say)
+        found = self._newest()
         if found is None:
             self.log.open(after=-1)
             self._start_model()
-            self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
+            if self.shard:
+                self._take_apart()
+            else:
+                self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
             self.save()
             n = sum(p.numel() for p in self.model.parameters())
             threads = torch.get_num_threads()
@@ -242,6 +278,8 @@ class Training:
             self.voice.say(f"Training {type(self.model).__name__} ({n:,} parameters) on {where} into {self.run}.")
         else:
             step, parts = found
+            if self.shard:
+                self._take_apart()
             self.restore(step, parts)
             self.log.open(after=step)
             if step == self.trainer.steps or self.stop_early:
@@ -249,18 +287,38 @@ class Training:
             else:
                 self.voice.say(f"Continuing {self.run} after step {step} of {self.trainer.steps} on {self.device}.")
 
+    def _take_run(self) -> IO[str]:
+        make(self.run)
+        held = claim(self.run)
+        sync_names(self.run)
+        return held
+
+    def _newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The checkpoint to go on from: rank 0 chooses it."""
+        found = self.ranks.once(lambda: self.checkpoints.newest(self.voice.say))
+        step = self.ranks.tell(found and found[0])[0]
+        return found if found or step is None else (step, self.checkpoints.load(step))
+
     def _start_model(self) -> None:
         if type(self.model).start is Model.start:
             return
-        self.reseed(1)  # the batch of step 1, and a start that is a function of the seed
+        self.reseed(1, rank=0)  # the batch of step 1, and a start that is a function of the seed
         with contextlib.suppress(CannotRestore):
             kept: dict[str, Tensor] = {}
             state = pack(self.source.state(), kept)
             before = unpack(state, {n: t.clone() for n, t in kept.items()})  # the source may go on in the same memory
-            self.model.start(self._next(1))
+            self._start_with(self._next(1))
             self.source.restore(before)  # step 1 sees the same batch again
             return
-        self.model.start(self._next(1))
+        self._start_with(self._next(1))
+
+    def _start_with(self, batch: Batch) -> None:
+        """Every rank starts the model with the whole batch, and so alike."""
+        batch = self.ranks.whole(batch)
+        if self.shard:  # the model is not on a device yet
+            batch = each(batch, Tensor.cpu)
+        with self.ranks.apart():
+            self.model.start(batch)
 
     def _prepare_nets(self) -> None:
         if self.trainer.recompute:
@@ -281,7 +339,7 @@ class Training:
         trainer = self.trainer
         heldout = trainer.heldout if self.data.test is not None else None
         with self._signals(), self.voice.steps(self.step, trainer.steps):
-            while self.step < last and not self.stop_early and not self.signal:
+            while self.step < last and not self.stop_early and not self._told():
                 self.advance()
                 step, final = self.step, self.step == trainer.steps
                 save = step % trainer.save_every == 0
@@ -301,10 +359,22 @@ class Training:
                     self.save()
             self.watch_read()
             self.save()
+            self._told()
         self.log.close()
-        self._claim.close()
+        if self._claim is not None:
+            self._claim.close()
         if self.signal:
             raise Stopped(self.signal)
+
+    def _told(self) -> int:
+        """The signal that this process or another of the run was sent; 0 where there was none."""
+        before, self.signal = self.signal, self.ranks.most(self._asked)
+        if self.signal and not before and not self.ranks.alone:
+            self._say_stopping(self.signal)
+        return self.signal
+
+    def _say_stopping(self, signum: int) -> None:
+        self.voice.say(f"Heard {signal.Signals(signum).name}: finishing this step and saving.")
 
     def advance(self) -> None:
         """One step: the next batch, and every due turn on it."""
@@ -322,11 +392,11 @@ class Training:
         self.step = step
         for average in self.averages:
             average.update(step)
-        snapshot(self.averages, self.run, step)
+        snapshot(self.averages, self.run, step, self.ranks)
 
-    def reseed(self, step: int) -> None:
+    def reseed(self, step: int, rank: int | None = None) -> None:
         """Seed the default generators for `step`: randomness is a function of (seed, step, rank)."""
-        value = fold(self.seed, step, self.rank)
+        value = fold(self.seed, step, self.rank if rank is None else rank)
         for generator in self._generators:
             generator.manual_seed(value)
 
@@ -349,7 +419,7 @@ class Training:
         return said
 
     def _differentiate(self, step: int, turn: Turn, batch: Batch) -> Loss:
-        said = self.backward(turn, batch)
+        said = self._fitting(step, turn, batch)
         grads = [p.grad for p in turn.params if p.grad is not None]
         if not grads:
             raise self._no_gradient(turn)
@@ -375,6 +445,45 @@ class Training:
                 self.log.tally(f"{name}loss.{key}", part)
         return said
 
+    def _fitting(self, step: int, turn: Turn, batch: Batch) -> Loss:
+        """`backward`, in pieces of half the size until they fit into memory: the same gradient, said once."""
+        before, versions = self.micro, [b._version for b in self._buffers]
+        while True:
+            try:
+                said = self.backward(turn, batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or not self.ranks.alone:
+                    raise  # other ranks wait for this one's part, and cannot be told to begin again
+                fault = self._smaller(turn, batch, versions == [b._version for b in self._buffers])
+            if fault:  # out of the except clause: its traceback holds what is in memory
+                raise fault
+            for p in turn.params:
+                p.grad = None
+            if not self._cpu:
+                torch.accelerator.empty_cache()
+            self.reseed(step)
+        if self.micro != before:
+            self.voice.say(
+                f"Memory ran out at step {step}: batches are taken in pieces of {self.micro} from here on, which"
+                f" changes no gradient (Trainer(micro={self.micro}) does so from the start)."
+            )
+        return said
+
+    def _smaller(self, turn: Turn, batch: Batch, untouched: bool) -> UserError | None:
+        """Halve the pieces; where that cannot help, why not. untouched: the failed pass has changed no buffer."""
+        pieces = min(self.micro or size(batch), size(batch))
+        why = None
+        if not self.model.counts(batch):
+            why = "its loss is over the whole batch at once: take a smaller batch or net, or recompute=True."
+        elif not untouched:
+            why = "its forward pass changes buffers, so it is not taken again: set Trainer(micro=…), or a smaller net."
+        elif pieces == 1:
+            why = "and one sample alone does not fit: take a smaller net, or Trainer(recompute=True)."
+        else:
+            self.micro = pieces // 2
+        return UserError(f"Memory ran out in phase {turn.name!r}, {why}") if why else None
+
     def backward(self, turn: Turn, batch: Batch) -> Loss:
         """Gradients of what the turn trains over the whole batch; what the phase said, detached."""
         if not self._partial:
@@ -382,7 +491,7 @@ class Training:
         try:
             for p in self._all:
                 p.requires_grad_(False)
-            for p in turn.params:
+            for p in turn.held:
                 p.requires_grad_(True)
             return self._pieced(turn, batch)
         finally:
@@ -392,7 +501,7 @@ class Training:
     def _pieced(self, turn: Turn, batch: Batch) -> Loss:
         counts = self.model.counts(batch)
         pieces = self._pieces(batch) if counts else [batch]
-        if len(pieces) == 1:
+        if len(pieces) == 1 and self.ranks.alone:
             said = self._forward(batch, turn.name)
             value = said.value
             if isinstance(value, Tensor):
@@ -400,29 +509,33 @@ class Training:
                 value = value.detach()
             else:
                 value = {k: v for k, v in value.items() if counts.get(k, 1)} or value  # a mean over nothing is NaN
-                self._descend(turn, _total(value))
+                self._descend(turn, _total(value.values()))
                 value = _detached(value)
             return Loss(value, _detached(said.logs), _detached(said.seen))
         shares = [self.model.counts(piece) for piece in pieces]
-        sums = {k: sum(s[k] for s in shares) for k in counts}
+        sums = self.ranks.totals({k: sum(s[k] for s in shares) for k in counts} | {_ALL: size(batch)})
+        n, even = sums.pop(_ALL), 1 / self.ranks.count
         values: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         seen: dict[str, list[Tensor]] = {}
-        n = size(batch)
+        self.ranks.entangled = self.ranks.sharded  # no rank may stay away from the gathering of weights
         for piece, share in zip(pieces, shares, strict=True):
             said = self._forward(piece, turn.name)
             parts = {"": said.value} if isinstance(said.value, Tensor) else said.value
-            if unnamed := set(parts) - set(sums):
+            if counts and (unnamed := set(parts) - set(sums)):
                 raise unknown("denominator", sorted(unnamed)[0], sums, "(counts must name every mean of the loss)")
-            weighted = {k: v * (share[k] / sums[k]) for k, v in parts.items() if share[k]}
-            if weighted:
-                self._descend(turn, _total(weighted))
-            for k, v in weighted.items():
-                values[k] = values.get(k, 0) + v.detach()
+            weights = {k: share[k] / sums[k] for k in parts if sums[k]} if counts else dict.fromkeys(parts, even)
+            if due := [parts[k] * w for k, w in weights.items() if w or self.ranks.entangled]:
+                self._descend(turn, _total(due))
+            for k, w in weights.items():
+                part = parts[k].detach() * w if w else torch.zeros_like(parts[k])  # a mean over nothing may be NaN
+                values[k] = values[k] + part if k in values else part
             for k, v in said.logs.items():
                 logs[k] = logs.get(k, 0) + v.detach() * (size(piece) / n)
             for k, v in said.seen.items():
                 seen.setdefault(k, []).append(v.detach())
+        self.ranks.gradients(turn.params)
+        values, logs = self.ranks.sums(values), self.ranks.sums(logs)
         value = values[""] if set(values) == {""} else values
         return Loss(value, logs, {k: torch.cat(v) for k, v in seen.items()})
 
@@ -438,7 +551,7 @@ class Training:
         )
 
     def _pieces(self, batch: Batch) -> list[Batch]:
-        micro, n = self.trainer.micro, size(batch)
+        micro, n = self.micro, size(batch)
         if micro is None or micro >= n:
             return [batch]
         return [each(batch, lambda t, i=i: t[i : i + micro]) for i in range(0, n, micro)]  # type: ignore[misc]
@@ -446,7 +559,9 @@ class Training:
     @torch.no_grad()
     def _update(self, turn: Turn, batch: Batch) -> Loss:
         said = self._forward(batch, turn.name)
-        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
+        if not self.ranks.alone:
+            said = self._meant(said, size(batch))
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value.values())
         self.watch_read()
         self._suspect = Suspect(self.step + 1, turn, batch, value.isfinite().logical_not())
         if self._cpu:
@@ -454,20 +569,27 @@ class Training:
         self.log.tally("" if turn.name == "loss" else turn.name + ".loss", value)
         return said
 
+    def _meant(self, said: Loss, n: int) -> Loss:
+        """What an update said, its scalars as means over the samples of all ranks."""
+        share = n / self.ranks.totals({_ALL: n})[_ALL]
+        values = {"": said.value} if isinstance(said.value, Tensor) else said.value
+        values, logs = (self.ranks.sums({k: v * share for k, v in x.items()}) for x in (values, said.logs))
+        return Loss(values[""] if isinstance(said.value, Tensor) else values, logs, said.seen)
+
     # ---- NaN and Inf
 
     def _watch(
         self, step: int, turn: Turn, batch: Batch, said: Loss, grads: list[Tensor]
     ) -> tuple[Tensor | float, Tensor | float]:
         """Gradient norm and loss, seen to be finite: numbers on a CPU, where reading is free, else on the device."""
-        norms = torch._foreach_norm(grads)
-        value = said.value if isinstance(said.value, Tensor) else _total(said.value)
+        norms = self.ranks.norms(torch._foreach_norm(grads), [p for p in turn.params if p.grad is not None])
+        value = said.value if isinstance(said.value, Tensor) else _total(said.value.values())
         if self._cpu:
             norm, loss = math.hypot(*(n.item() for n in norms)), value.item()
             if not math.isfinite(norm + loss):
                 raise explain(self, step, turn, batch)
             return norm, loss
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        total = torch.linalg.vector_norm(torch.stack(list(norms)))
         bad = (total + value).isfinite().logical_not_()
         self.watch_read()  # the turn before this one: its numbers are there by now
         self._suspect = Suspect(step, turn, batch, bad)
@@ -493,9 +615,16 @@ class Training:
         """The average meant for sampling."""
         return self.averages[0] if self.averages else None
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
         """The model with averaged weights, where there are any."""
-        return self.average.swapped() if self.average else contextlib.nullcontext()
+        self.ranks.settle(self.model)
+        average, whole = self.average, not self.ranks.sharded
+        try:
+            with contextlib.nullcontext() if average is None else average.swapped() if whole else average.copied():
+                yield
+        finally:
+            self.ranks.settle(self.model)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -509,10 +638,21 @@ class Training:
             for m, mode in modes.items():
                 m.training = mode
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, this process is alone: for what ranks do each at their own time."""
+        held, self.ranks = self.ranks, ALONE
+        try:
+            with held.apart():
+                yield
+        finally:
+            self.ranks = held
+
     def _hook(self, hook: Hook) -> None:
         self.watch_read()
-        with self.aside():
-            hook(self)
+        if self.rank == 0 or self.ranks.sharded:
+            with self.aside(), self.apart():
+                hook(self)
 
     def _log_line(self) -> None:
         line = self.log.line(self.step)
@@ -522,8 +662,8 @@ class Training:
         """Measure the held-out data; whether this is the best so far (and so to be saved)."""
         self.watch_read()
         assert self.data.test is not None
-        with self.aside():
-            measured = heldout.measure(self.model, self.data.test, self.seed, self.device)
+        with self.aside(), self.apart() if self.ranks.sharded else contextlib.nullcontext():
+            measured = heldout.measure(self.model, self.data.test, self.seed, self.device, self.ranks)
         heldout.check(measured)
         gap = {}
         if "loss" in measured and (train := self.log.latest("loss")) is not None:
@@ -550,19 +690,16 @@ class Training:
         """All that training can change, by part, and the tensors it leaves alone."""
         fixed = {n for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         weights = self.model.state_dict()
-        try:
-            source: State = {"state": self.source.state()}
-        except CannotRestore as reason:
-            source = {"cannot": str(reason)}
         optim = {str(i): optimiser_state(o, self.names) for i, o in enumerate(self._optimisers())}
         parts: dict[str, State] = {
             "model": {n: t for n, t in weights.items() if n not in fixed},
             "optim": optim,
-            "source": source,
+            "source": source_state(self.source),
             "loop": {
                 "heard": {k: list(v) for k, v in self.heard.items()},
                 "best": self.best,
                 "stop_early": self.stop_early,
+                "micro": self.micro,
                 "tally": self.log.state(),
             },
         }
@@ -578,7 +715,12 @@ class Training:
             self._check_weights()
         self.log.flush()
         parts, frozen = self.state()
-        self.checkpoints.save(self.step, parts, frozen, self.best.get("step"))
+        if not self.ranks.alone:
+            parts = self.ranks.piecewise(parts)
+            parts["loop"]["ranks"], mine = self.ranks.count, own(self, parts)
+            if self.rank:
+                parts, frozen = {of_rank(self.rank): mine}, {}
+        self.checkpoints.save(self.step, parts, frozen, self.best.get("step"), self.ranks)
         self._saved = self.step
 
     def _check_weights(self) -> None:
@@ -587,16 +729,20 @@ class Training:
         if not trained:
             return
         fine = torch.stack([p.isfinite().all() for p in trained])
-        if not fine.all():
-            name, kept = self.names[trained[int(fine.int().argmin())]], self.checkpoints.steps()
+        bad = None if fine.all() else self.names[trained[int(fine.int().argmin())]]
+        if self.ranks.sharded:
+            bad = next((name for name in self.ranks.tell(bad) if name), None)
+        if bad:
+            kept = self.checkpoints.steps()
             raise NotFinite(
-                f"Step {self.step}: the update of {name!r} overflowed, and is not saved (last checkpoint: step"
+                f"Step {self.step}: the update of {bad!r} overflowed, and is not saved (last checkpoint: step"
                 f" {kept[-1] if kept else 'none'}): lower the learning rate, or set clip=1.0."
             )
 
     def restore(self, step: int, parts: dict[str, Any]) -> None:
         """Continue from a checkpoint's parts."""
         self.step = self.model.step = self._saved = step
+        parts = self.ranks.mine(parts)
         fit_weights(self.model, parts, step)
         with fitting(step):
             self._take_up(parts)
@@ -607,17 +753,10 @@ class Training:
         for average in self.averages:
             for name, mean in average.mean.items():
                 mean.copy_(parts[average.part][name])
-        if "cannot" in parts["source"]:
-            self.voice.say(f"Not exact after this resume: {parts['source']['cannot']}")
-        else:
-            self.source.restore(parts["source"]["state"])
+        restore_own(self, parts)
         loop = parts["loop"]
-        move: Callable[[Any], Any] = lambda v: each(v, lambda t: t.to(self.device))  # noqa: E731
-        self.heard = {
-            k: Loss(v.to(self.device) if isinstance(v, Tensor) else move(v), move(logs), move(seen))
-            for k, (v, logs, seen) in loop["heard"].items()
-        }
         self.best, self.stop_early = loop["best"], loop["stop_early"]
+        self.micro = loop.get("micro", self.micro)  # checkpoints before version 0.3 do not say it
         self.log.restore(loop["tally"])
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
@@ -630,10 +769,11 @@ class Training:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def hear(signum: int, _frame: Any) -> None:
-            if self.signal:
+            if self._asked:
                 raise KeyboardInterrupt  # asked twice: stop at once; the last checkpoint stands
-            self.signal = signum
-            self.voice.say(f"Heard {signal.Signals(signum).name}: finishing this step and saving.")
+            self._asked = signum
+            if self.ranks.alone:
+                self._say_stopping(signum)
 
         try:
             before = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -646,9 +786,9 @@ class Training:
                 signal.signal(s, handler)
 
 
-def _total(values: Mapping[str, Tensor]) -> Tensor:
+def _total(values: Iterable[Tensor]) -> Tensor:
     total: Tensor | None = None
-    for v in values.values():
+    for v in values:
         total = v if total is None else total + v
     assert total is not None, "a loss without any value"
     return total

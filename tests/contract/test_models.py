@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.adversarial.losses import NON_SATURATING
+from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
-from morphogen.data.augment import Shift, Warp
+from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.items import Tensors
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
     Diffusion,
@@ -33,13 +36,31 @@ from morphogen.diffusion.decoder import Normal
 from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
+from morphogen.flows import iaf, maf, realnvp
+from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
+from morphogen.latent.hierarchical import Ladder, Rung
+from morphogen.latent.latent import Latent
+from morphogen.latent.likelihood import Bernoulli, DiscretisedLogistic, Gaussian
+from morphogen.latent.objective import ELBO, IWAE, InfoVAE, Objective
+from morphogen.latent.perceptual import Perceptual
+from morphogen.latent.posterior import Diagonal, Flowed, Posterior
+from morphogen.latent.quantise import EMACodeBook, GradientCodeBook, Quantiser, ResidualVQ
+from morphogen.latent.scalar import FSQ, LFQ
+from morphogen.latent.vae import VAE
+from morphogen.latent.vq import VQVAE, absolute
+from morphogen.latent.vqgan import VQGAN, KLAutoencoder
+from morphogen.nets.autoencoder import Decoder, Encoder
+from morphogen.nets.causal import CausalTransformer
+from morphogen.nets.critic import PatchCritic
 from morphogen.nets.dit import DiT
-from morphogen.nets.mlp import MLP
+from morphogen.nets.masked import MADE
+from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
-from morphogen.testing import Everything, check_model
+from morphogen.testing import Everything, box, check_model
 
+from ..exact.codecs import Squares
 from .throwaway import gan, kmeans, lm, ppo
 
 
@@ -73,12 +94,49 @@ def _dit() -> DiT:
     return DiT(1, width=16, depth=2, heads=2, patch=4, classes=10, sinusoid=16)
 
 
+def _codec(outputs: int, inputs: int) -> tuple[Encoder, Decoder]:
+    widths = (4, 8)
+    return (
+        Encoder(1, outputs, widths=widths, depth=1, middle=False, groups=4),
+        Decoder(1, inputs, widths=widths, depth=1, middle=False, groups=4),
+    )
+
+
+def _vqvae(quantiser: Quantiser) -> Instance:
+    dim = quantiser.dim
+    return Instance(VQVAE(*_codec(dim, dim), quantiser, (1, 8, 8)), _digits())
+
+
 def _ring() -> Source:
     return Fresh(eight_gaussians(), 12)
 
 
 def _digits() -> Source:
     return Shuffled(Digits("train"), 7)
+
+
+def _binary() -> Source:
+    return Augmented(_digits(), (Binarise(),))
+
+
+def _vae(objective: Objective, posterior: Posterior | None = None, classes: int = 0) -> VAE:
+    if posterior is None:
+        posterior = Diagonal(ResidualMLP(64, 8, 16, 1, classes=classes), 4)
+    return VAE(posterior, MLP(4, 64, 16, 1, classes=classes), Bernoulli((1, 8, 8)), objective)
+
+
+def _ladder() -> Ladder:
+    return Ladder(Rung(MLP(64, 16, 16, 1), 16, 4, MLP(2, 8, 16, 1)), Rung(MLP(16, 16, 16, 1), 16, 2))
+
+
+def _autoencoder() -> Autoencoder:
+    penalties = (Contractive(), L1(0.1))
+    return Autoencoder(MLP(64, 4, 16, 1), MLP(4, 64, 16, 1), Gaussian((1, 8, 8)), 4, penalties=penalties)
+
+
+def _codes(*shape: int) -> Source:
+    codes = torch.arange(81)[:, None] // torch.tensor([27, 9, 3, 1]) % 3  # (81, 4)
+    return Shuffled(Tensors(codes.view(-1, *(shape or (2, 2))), {"label": torch.arange(81) % 4}), 12)
 
 
 MODELS: dict[str, Callable[[], Instance]] = {
@@ -105,10 +163,67 @@ MODELS: dict[str, Callable[[], Instance]] = {
         edm(_unet(dropout=0.1), (1, 8, 8)), _digits(), {"steps": 2, "solver": "euler", "guidance": 2.0}
     ),
     "dit": lambda: Instance(edm(_dit(), (1, 8, 8)), _digits(), {"steps": 2, "guidance": 2.0}),
+    "masked autoregressive flow": lambda: Instance(
+        maf(2, 2, (8,), classes=8, activation="tanh", bound=1.0, drop=0.1),
+        _ring(),
+        normalise=box(-15, 15, 2, points=300),
+    ),
+    "real nvp": lambda: Instance(
+        realnvp(2, 2, 4, 1, classes=8, activation="tanh", bound=0.5), _ring(), normalise=box(-15, 15, 2, points=300)
+    ),
+    "autoregressive": lambda: Instance(
+        Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2, classes=4), (2, 2), 3),
+        _codes(),
+        {"guidance": 2.0},
+        Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
+    ),
+    "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
+    "latent rectified flow": lambda: Instance(
+        Latent(maf(2, 1, (8,), bound=1.0), rectified_flow(_net(), (2,))), _ring(), {"steps": 3}
+    ),
+    "latent autoregressive": lambda: Instance(
+        Latent(Squares(3), Autoregressive(CausalTransformer(3, (2, 2), width=16, depth=1, heads=2), (2, 2), 3)),
+        Shuffled(Tensors(torch.randn(30, 1, 4, 4), {"label": torch.arange(30) % 4}), 7),
+        {"top_k": 2},
+    ),
+    "latent flow of a vae": lambda: Instance(
+        Latent(VAE(Diagonal(MLP(2, 4, 16, 1), 2), MLP(2, 2, 16, 1), Gaussian((2,), 0.5)), maf(2, 2, (8,), classes=8)),
+        _ring(),
+    ),
     "classifier": lambda: Instance(
         Classifier(ResNet(1, 10, 4, multipliers=(1, 2)), smoothing=0.1, augment=(Warp(), Shift(1))), _digits()
     ),
     "noise-aware classifier": lambda: Instance(Classifier(_reader(), path=Linear()), _digits()),
+    "vq-vae": lambda: _vqvae(EMACodeBook(16, 3)),
+    "vq-vae, book by gradient": lambda: _vqvae(GradientCodeBook(16, 3)),
+    "vq-vae, residual": lambda: _vqvae(ResidualVQ(8, 3, 2)),
+    "vq-vae, fsq": lambda: _vqvae(FSQ((5, 4, 3))),
+    "vq-vae, lfq": lambda: _vqvae(LFQ(4)),
+    "kl autoencoder": lambda: Instance(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), _digits()),
+    "vqgan": lambda: Instance(
+        VQGAN(
+            VQVAE(*_codec(3, 3), EMACodeBook(16, 3), (1, 8, 8), error=absolute),
+            PatchCritic(1, 4, 1),
+            Perceptual(Classifier(ResNet(1, 10, 4, multipliers=(1, 2)))),
+        ),
+        _digits(),
+    ),
+    "kl autoencoder with a critic": lambda: Instance(
+        VQGAN(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), PatchCritic(1, 4, 1), game=NON_SATURATING), _digits()
+    ),
+    "autoencoder": lambda: Instance(_autoencoder(), _digits()),
+    "vae, conditional": lambda: Instance(_vae(ELBO(2.0, warmup=10), classes=10), _binary()),
+    "vae, free bits": lambda: Instance(_vae(ELBO(free=0.1)), _binary()),
+    "vae, 17 levels": lambda: Instance(
+        VAE(Diagonal(MLP(64, 8, 16, 1), 4), MLP(4, 128, 16, 1), DiscretisedLogistic((1, 8, 8), 17)), _digits()
+    ),
+    "iwae": lambda: Instance(_vae(IWAE(3)), _binary()),
+    "info-vae": lambda: Instance(_vae(InfoVAE()), _binary()),
+    "vae, flow posterior": lambda: Instance(
+        _vae(ELBO(), Flowed(MLP(64, 11, 16, 1), iaf(4, 2, (8, 8), context=3), 4, context=3)), _binary()
+    ),
+    "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
+    "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),

@@ -693,7 +693,7 @@ def test_unknown_names_answer_with_the_nearest():
         data.nothing  # noqa: B018
     for name in data.__all__:
         assert getattr(data, name) is not None
-    for wrong in (data.Digits, data.MNIST, data.CIFAR10):
+    for wrong in (data.Digits, data.MNIST, data.CIFAR10, data.PneumoniaMNIST):
         with pytest.raises(UserError, match="did you mean 'train'"):
             wrong("trian")
 
@@ -701,10 +701,12 @@ def test_unknown_names_answer_with_the_nearest():
 @pytest.mark.parametrize("name", table.names())
 def test_a_data_set_is_as_described_and_can_be_shown(name, request, own_cache):
     root = None
-    if name in fetch.SOURCES:
+    if name in fetch.SOURCES or name == "pneumoniamnist":
         root = request.getfixturevalue("data_root")
         if name == "fashion-mnist" and not (root / name).is_dir():
             pytest.skip("MORPHOGEN_DATA holds no Fashion-MNIST")
+        if name == "pneumoniamnist" and not any((root / f / f"{name}.npz").is_file() for f in ("medmnist", name, ".")):
+            pytest.skip("MORPHOGEN_DATA holds no PneumoniaMNIST")
     about, parts = data.describe(name), data.open(name, root)
     assert about.name == name
     assert {"train": len(parts.train), "test": len(parts.test)} == about.counts
@@ -716,8 +718,50 @@ def test_a_data_set_is_as_described_and_can_be_shown(name, request, own_cache):
     assert 0 <= batch["cond"]["label"].min() <= batch["cond"]["label"].max() < len(about.classes)
     assert build(spec(parts.train)).take(torch.tensor([3]))["x"].equal(parts.train.take(torch.tensor([3]))["x"])
     sheet = data.show(name, root)
-    assert min(sheet.size) > 300
+    assert min(sheet.size) > min(300, 70 * len(about.classes))
     assert len(np.unique(np.asarray(sheet.resize((50, 50))).reshape(-1, 3), axis=0)) > 5
+
+
+def test_pneumonia_that_is_missing_or_damaged(tmp_path):
+    with pytest.raises(UserError, match=r"'pneumoniamnist' was not found: .*--data-root"):
+        len(data.PneumoniaMNIST(root=tmp_path))
+    file = tmp_path / "medmnist" / "pneumoniamnist.npz"
+    file.parent.mkdir()
+    images, labels = np.zeros((3, 28, 28), np.uint8), np.array([[0], [1], [1]], np.uint8)
+    np.savez(file, train_images=images, train_labels=labels, test_images=images[:1], test_labels=labels[1:2])
+    assert data.PneumoniaMNIST("test", root=tmp_path).take(torch.tensor([0]))["cond"]["label"].tolist() == [1]
+    whole = file.read_bytes()
+    for spoilt in (b"", whole[:300], whole[:-200]):
+        file.write_bytes(spoilt)
+        with pytest.raises(UserError, match="cut short or damaged"):
+            len(data.PneumoniaMNIST(root=tmp_path))
+    for other in (
+        {"train_images": images.astype(float), "train_labels": labels},
+        {"train_images": images[:, :27], "train_labels": labels},
+        {"train_images": images, "train_labels": labels[:2]},
+        {"train_images": images, "train_labels": labels + 1},
+    ):
+        np.savez(file, **other)
+        with pytest.raises(UserError, match="another set"):
+            len(data.PneumoniaMNIST(root=tmp_path))
+    np.savez(file, something=images)
+    with pytest.raises(UserError, match="damaged"):
+        len(data.PneumoniaMNIST(root=tmp_path))
+
+
+def test_only_some_classes():
+    whole = data.Digits("test").take(torch.arange(360))
+    few = data.Only(data.Digits("test"), (3, 7))
+    expected = torch.isin(whole["cond"]["label"], torch.tensor([3, 7]))
+    batch = few.take(torch.arange(len(few)))
+    assert len(few) == int(expected.sum())
+    assert torch.equal(batch["x"], whole["x"][expected])
+    assert torch.equal(batch["cond"]["label"], whole["cond"]["label"][expected])
+    assert build(spec(few)).take(torch.tensor([2]))["x"].equal(few.take(torch.tensor([2]))["x"])
+    with pytest.raises(UserError, match=r"is of class \(10,\): there are 0, 1"):
+        len(data.Only(data.Digits(), (10,)))
+    with pytest.raises(UserError, match="has no labels"):
+        len(data.Only(data.Tensors(torch.zeros(3, 2)), (0,)))
 
 
 def test_the_embedded_digits_are_those_described():

@@ -3,9 +3,9 @@
 A row says what is `wrong`, what is `typed` (or called in `python`), what the one sentence `says` of it, and, where
 there is one, the right suggestion `near`: the nearest valid thing, or what to do next. Names in braces are made by the
 fixtures `world` and `wrongs`: {run} a generator of the user's own, {reader} a classifier, {flow}, {digits} diffusions
-without classes and with them, {own} and {faulty} files of recipes, {tmp} the folder of all. `beside` marks answers that
-stand below other lines (notes of a training); `fault` makes the system refuse; `absent` names the device that must not
-be here.
+without classes and with them, {plane} a codec, {own} and {faulty} files of recipes, {tmp} the folder of all. `beside`
+marks answers that stand below other lines (notes of a training); `fault` makes the system refuse; `absent` names the
+device that must not be here.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def wrongs(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     }.items():
         assert main([*shlex.split(f"train {line} --run"), str(tmp / name)]) == 0
     assert main(["train", f"{tmp / 'faulty.py'}:good", "--run", str(tmp / "flowless")]) == 0
+    assert main(["train", f"{tmp / 'tiny.py'}:plane", "--run", str(tmp / "plane")]) == 0
     _bad_files(tmp)
     _damaged_runs(tmp, tmp / "reader")
     from morphogen.checkpoint import claim
@@ -128,7 +129,7 @@ def wrongs(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     with claim(tmp / "held"):
         yield {k: v.replace(world["tmp"], str(tmp)) for k, v in world.items()} | {
             "faulty": str(tmp / "faulty.py"),
-            **{name: str(tmp / name) for name in ("flow", "digits", "flowless")},
+            **{name: str(tmp / name) for name in ("flow", "digits", "flowless", "plane")},
         }
 
 

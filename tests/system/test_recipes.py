@@ -14,13 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from morphogen.core import Noise
-from morphogen.data.items import Pairs
+from morphogen.data.encoded import Encoded
+from morphogen.data.items import Pairs, Tensors
 from morphogen.data.source import Shuffled
 from morphogen.errors import UserError
-from morphogen.experiment import Experiment, import_recipe
+from morphogen.experiment import Data, Experiment, import_recipe
 from morphogen.hooks import Voice
 from morphogen.recipes import about, names
 from morphogen.spec import arguments, build, call, spec
+from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
@@ -32,7 +34,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-bpd": {"steps": 2, "width": 8, "batch": 2},
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-diffusion": {"steps": 2, "width": 8, "batch": 2},
+    "mnist-codes": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
     "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
+    "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
+    "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
+    "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
 }
@@ -49,7 +56,16 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     SMALL["pictures-diffusion"]["data"] = folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, of in (("mnist-codes", "mnist-vqvae"), ("mnist-latent-flow", "mnist-vae")):
+            SMALL[name]["codec"] = a_codec(of, tmp_path_factory.mktemp("codec") / of)
         yield
+
+
+def a_codec(name: str, run: Path) -> Path:
+    """The run of a recipe's codec, taken for a step over pictures of its own."""
+    x = Tensors(torch.randint(2, (4, 1, 28, 28)), levels=2)
+    Experiment(made(name).model, Data(Shuffled(x, 4)), Trainer(1)).train(run, device="cpu", voice=Voice())
+    return run
 
 
 FLOWS = ("flow_matching", "rectified_flow", "stochastic_interpolant")
@@ -65,11 +81,14 @@ CASES = [(name, preset) for name in names() for preset in presets(name) or [""]]
 
 
 def made(name: str, **more: Any) -> Experiment:
-    return import_recipe(name)(**SMALL[name], **more)
+    return import_recipe(name)(**{**SMALL[name], **more})
 
 
 def step(experiment: Experiment, run: Path) -> None:
     """One training step with nothing around it: no held-out items, no pictures."""
+    if isinstance(items := getattr(experiment.data.train, "items", None), Encoded):  # to encode all takes a while
+        few = items.items.take(torch.arange(6))
+        items.items = Tensors(few["x"], few["cond"])
     trainer = call(type(experiment.trainer), {**arguments(experiment.trainer), "heldout": None, "hooks": ()})
     assert trainer.steps == 2  # the first of two, since a schedule ends at a rate of 0
     before = [p.detach().clone() for p in experiment.model.parameters()]
@@ -149,3 +168,10 @@ def test_pairs_take_the_place_of_the_data(name: str, shape: tuple[int, ...], tmp
 def test_pairs_are_a_coupling_already(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a coupling already"):
         made("points-diffusion", preset="rectified_flow", coupling="optimal", pairs=tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mnist-codes", "mnist-latent-flow"])
+def test_a_prior_is_given_a_codec_of_its_kind(name: str) -> None:
+    other = {"mnist-codes": "mnist-latent-flow", "mnist-latent-flow": "mnist-codes"}[name]
+    with pytest.raises(UserError, match=SMALL[name]["codec"].name):
+        made(name, codec=SMALL[other]["codec"])

@@ -106,6 +106,43 @@ def test_it_is_one_file_that_needs_nothing_else(run: Path) -> None:
     assert all(p.startswith("data:image/png;base64,") for p in reader.pictures)
 
 
+def test_text_of_a_run_is_no_markup(run: Path) -> None:
+    """Whatever a stranger has written as a name or a sentence is text on the page, and nothing to act on."""
+    planted = "<script>alert(1)</script><img src=https://x onerror='y'>\"><a href=z>"
+
+    def spoil(node: object) -> object:
+        if isinstance(node, dict):
+            return {(k if k in known else k + planted): spoil(v) for k, v in node.items()}
+        if isinstance(node, list):
+            return [spoil(v) for v in node]
+        return node + planted if isinstance(node, str) and ":" not in node else node
+
+    known = {"format", "morphogen", "seed", "recipe", "name", "arguments", "experiment", "class", "args", "step"}
+    known |= {"seconds", "steps_per_s", "measures", "value", "low", "high", "n", "how", "heldout", "options", "machine"}
+    known |= {
+        "parameters",
+        "command",
+        "cpu",
+        "cores",
+        "threads",
+        "device",
+        "torch",
+        "python",
+        "system",
+        "data",
+        "trainer",
+    }
+    known |= {"model", "steps", "part", "test", "train", "space", "judge", "loss", "grad_norm", "gap"}
+    for path in run.glob("*.json"):
+        path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()[:-1]]
+    (run / "log.jsonl").write_text("".join(json.dumps(spoil(line)) + "\n" for line in lines))
+    reader = read(report.write(run))
+    assert planted in " ".join(reader.text)
+    assert reader.links == []
+    assert all(p.startswith("data:image/png;base64,") for p in reader.pictures)
+
+
 def test_it_says_what_is_in_the_run(run: Path) -> None:
     text = " ".join(read(report.write(run)).text)
     for words in (

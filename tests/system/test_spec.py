@@ -15,7 +15,7 @@ from torch import nn
 
 from morphogen import Asset, Net, Remembers, UserError
 from morphogen.optim import AdamW, Cosine
-from morphogen.spec import adopt_assets, arguments, build, differences, modules_of, spec
+from morphogen.spec import adopt_assets, arguments, build, differences, modules_of, remembered, spec
 
 HERE = [sys.modules[__name__]]
 
@@ -238,3 +238,39 @@ def test_an_asset_of_a_run_keeps_its_name(tmp_path):
     again = spec(build(first, modules=HERE, assets=tmp_path / "assets"))
     adopt_assets(again, tmp_path / "assets")
     assert differences(first, again) == []
+
+
+@remembered
+def widened(layer: Layer, by: int) -> Layer:
+    """Surgery: the same object, changed."""
+    layer.linear = nn.Linear(4 + by, 4 + by)
+    return layer
+
+
+def plainly(layer: Layer, by: int) -> Layer:
+    return layer
+
+
+def test_surgery_is_remembered_with_what_the_object_was():
+    layer = widened(Layer(width=4), by=2)
+    graph = spec(Box([layer, layer]))
+    inside = graph["args"]["content"][0]
+    assert inside["class"].endswith(":widened")
+    assert inside["args"]["by"] == 2
+    assert inside["args"]["layer"]["class"].endswith(":Layer")
+    assert graph["args"]["content"][1] == {"ref": inside["id"]}
+    again = round_trip(Box([layer, layer])).content
+    assert again[0] is again[1]
+    assert again[0].linear.weight.shape == (6, 6)
+    twice = widened(layer, by=3)
+    assert spec(twice)["args"]["layer"]["args"]["layer"]["class"].endswith(":Layer")
+    assert round_trip(twice).linear.weight.shape == (7, 7)
+    assert differences(spec(layer), spec(widened(Layer(width=4), by=1)))
+    assert modules_of(layer) == HERE
+
+
+def test_only_marked_functions_are_called():
+    graph = spec(widened(Layer(width=4), by=2))
+    graph["class"] = graph["class"].replace("widened", "plainly")
+    with pytest.raises(UserError, match="not a class that a run may make"):
+        build(graph, modules=HERE)

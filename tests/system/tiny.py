@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import morphogen as mg
-from morphogen.data import Digits, Pictures, Shuffled
+from morphogen.data import Digits, Only, Pictures, Shuffled
 from morphogen.heldout import HeldOut
 from morphogen.hooks import SampleGrid
 from morphogen.optim import AdamW
@@ -108,3 +108,44 @@ def needs(width: int, steps: int = 1) -> mg.Experiment:
 def collides(seed: int = 1) -> mg.Experiment:
     """Has an argument that `train` has too."""
     return blurs()
+
+
+class Plane(mg.Model):
+    """A linear autoencoder of digits, on the plane of their first principal components, found in one look."""
+
+    def __init__(self, rank: int = 12, told: bool = False) -> None:
+        super().__init__()
+        self.rank, self.told = rank, told
+        self.mean = nn.Parameter(torch.zeros(10, 64))
+        self.axes = nn.Parameter(torch.zeros(rank, 64))
+
+    def start(self, batch: mg.core.Batch) -> None:
+        whole = Digits("train").take(torch.arange(1437))
+        x, label = whole["x"].flatten(1), whole["cond"]["label"]
+        with torch.no_grad():
+            for k in range(10):
+                self.mean[k] = x[label == k].mean(0) if self.told else x.mean(0)
+            self.axes.copy_(torch.linalg.svd(x - self.mean[label], full_matrices=False).Vh[: self.rank])
+
+    def loss(self, batch: mg.core.Batch) -> mg.Loss:
+        return mg.Loss((self.decode(self.encode(batch["x"])) - batch["x"]).square().mean())
+
+    def encode(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        return (x.flatten(1) - self._mean(len(x), cond)) @ self.axes.T
+
+    def decode(self, z: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        return (z @ self.axes + self._mean(len(z), cond)).reshape(-1, 1, 8, 8)
+
+    def _mean(self, n: int, cond: Mapping[str, Tensor] | None) -> Tensor:
+        label = cond["label"] if cond and self.told else torch.zeros(n, dtype=torch.long)
+        return self.mean[label]
+
+
+def plane(told: bool = False, normal: int = -1, steps: int = 1) -> mg.Experiment:
+    """A linear autoencoder of digits.
+
+    told: whether it is told the class. normal: the only class that it sees (-1: all). steps: of training.
+    """
+    train = Digits("train") if normal < 0 else Only(Digits("train"), (normal,))
+    data = mg.Data(Shuffled(train, 16), Digits("test"), Pictures((1, 8, 8), tuple("0123456789"), 17))
+    return mg.Experiment(Plane(told=told), data, mg.Trainer(steps, optim=AdamW(1e-9), save_every=steps))

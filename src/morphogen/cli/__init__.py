@@ -19,9 +19,25 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..data.table import names as data_sets
-from ..errors import UserError, unknown
+from ..errors import UserError, out_of_memory, unknown
 from ..recipes import names as recipe_names
-from . import completion, data, doctor, evaluate, recipe, reflow, runs, sample, train
+from . import (
+    anomaly,
+    completion,
+    data,
+    directions,
+    doctor,
+    evaluate,
+    interpolate,
+    map,
+    recipe,
+    reconstruct,
+    reflow,
+    restore,
+    runs,
+    sample,
+    train,
+)
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
 from .line import scan
@@ -56,6 +72,12 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
     "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),
+    "reconstruct": Verb(reconstruct.reconstruct),
+    "interpolate": Verb(interpolate.interpolate),
+    "directions": Verb(directions.directions),
+    "map": Verb(map.map_),
+    "anomaly": Verb(anomaly.anomaly),
+    "restore": Verb(restore.restore),
     "data": {"list": Verb(data.list_), "show": Verb(data.show), "get": Verb(data.get)},
     "runs": {
         "list": Verb(runs.list_),
@@ -68,17 +90,18 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code (see `morphogen --help`)."""
+def main(argv: Sequence[str] | None = None, typed: Sequence[str] = ()) -> int:
+    """Run a command line; returns the exit code (see `morphogen --help`). typed: what the user typed, if not that."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--complete"]:  # asked by a shell, which wants candidates or silence
         for word, meaning in completion.candidates(words[1:], VERBS, _COMMON):
             print(f"{word}\t{meaning}" if meaning else word)
         return OK
     debug, machine = "--debug" in words, "--json" in words
-    words = [w for w in words if w not in ("--debug", "--json")]
+    common = [w for w in words if w in ("--debug", "--json")]
+    words = [w for w in words if w not in common]
     try:
-        return _dispatch(words, Tell(machine))
+        return _dispatch(words, Tell(machine, common), list(typed) or words)
     except BrokenPipeError:  # the reader of a pipe has left: nothing to say to anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -88,13 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # asked twice
             return 128 + signal.SIGINT
     except Exception as error:
-        sentence, code = _judge(error, words)
-        return _fail(sentence, code, debug, machine)
+        sentence, code = _judge(error, typed or words)
+        return _fail(sentence, code, debug, machine, type(error).__name__ == "Elsewhere")
 
 
-def _fail(sentence: str, code: int, debug: bool, machine: bool) -> int:
+def _fail(sentence: str, code: int, debug: bool, machine: bool, lost: bool = False) -> int:
     if debug:
         traceback.print_exc()
+    if "WORLD_SIZE" in os.environ:  # perhaps one of several processes
+        from ..parallel import part
+
+        sentence, code = part(sentence, code, lost)
+        if not sentence:
+            return code
     if machine:
         print(json.dumps({"event": "error", "text": sentence, "exit": code}), flush=True)
     print(sentence, file=sys.stderr, flush=True)
@@ -109,9 +138,13 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
             f"The training was {error}; the same command continues it: {_typed(words)}",
             128 + int(getattr(error, "signum", 0)),
         )
+    if kind == "Died":
+        return f"{error}; the last checkpoint stands, and the same command continues it: {_typed(words)}", UNEXPECTED
+    if kind == "Elsewhere":
+        return str(error), UNEXPECTED
     if isinstance(error, UserError):
         return str(error), NOT_FINITE if kind == "NotFinite" else MISTAKE
-    if recipe.out_of_memory(error):
+    if out_of_memory(error):
         return "Memory ran out: take a smaller batch, Trainer(micro=…) or a smaller net.", MISTAKE
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{str(error.filename)!r}" if error.filename else "a file"
@@ -149,7 +182,7 @@ def _typed(words: Sequence[str]) -> str:
     return command(list(words))
 
 
-def _dispatch(words: list[str], tell: Tell) -> int:
+def _dispatch(words: list[str], tell: Tell, typed: list[str]) -> int:
     if "--version" in words[:1]:
         tell.answer("version", {"morphogen": __version__}, f"morphogen {__version__}")
         return OK
@@ -175,7 +208,7 @@ def _dispatch(words: list[str], tell: Tell) -> int:
         print(_verb_help(verb, flags, command, [w for w in rest if w not in ("-h", "--help")]))
         return OK
     line = scan(rest, flags, command, verb.alias)
-    context = Context(tell, words, command, line.rest, flags)
+    context = Context(tell, typed, command, line.rest, flags)
     if verb.more is None:
         context.options([], command)
     return verb.do(context, **line.values) or OK

@@ -3,7 +3,7 @@
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
 values themselves. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
-likelihood is measured by that too.
+likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
-from .tell import columns
+from .tell import columns, measured
 from .train import fit as fit_run
 from .train import temporary
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..metrics.measure import Measure
 
 _JUDGES = {"Digits": "digits-classifier", "MNIST": "mnist-classifier", "CIFAR10": "cifar-classifier"}
+_BITS = {"log_prob": "bits/dim", "elbo": "bits/dim (bound)", "importance": "bits/dim (importance)"}
 _AUTOMATIC = ("Digits",)  # judges that are trained in seconds
 
 
@@ -41,6 +42,7 @@ def evaluate(
     n: int = 1000,
     judge: Path | None = None,
     likelihood: int = 0,
+    importance: int = 1000,
     seed: int = 0,
     checkpoint: str = "newest",
     ema: tuple[str, ...] = (),
@@ -55,14 +57,17 @@ def evaluate(
     run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
     unless flags say otherwise; 0 for the likelihood alone. judge: the run of a classifier that reads the samples
     (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
-    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). seed: of the samples.
-    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live; several are compared
-    (default: the run's first average).
+    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance: how many draws of
+    its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a single one's bound
+    alone). seed: of the samples. checkpoint: newest, best or a step. ema: which averaged weights, by decay or length,
+    or live; several are compared (default: the run's first average).
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
     if n < 0 or n == 1:
         raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
+    if importance < 0:
+        raise UserError(f"--importance {importance} draws: take 1000, better 5000 (0: the bound of one draw alone).")
     if n == 0 and judge is not None:
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     with _root(data_root):
@@ -77,7 +82,16 @@ def evaluate(
             if len(ema) > 1:
                 context.tell.note(f"Average {loaded.average}:")
             pages.append(
-                measure_run(context, loaded, n=n, judge=reader, seed=seed, options=options, likelihood=likelihood)
+                measure_run(
+                    context,
+                    loaded,
+                    n=n,
+                    judge=reader,
+                    seed=seed,
+                    options=options,
+                    likelihood=likelihood,
+                    importance=importance,
+                )
             )
     from ..report import write
     from .receipts import write_json
@@ -103,10 +117,12 @@ def measure_run(
     seed: int,
     options: dict[str, Any],
     likelihood: int = 0,
+    importance: int = 1000,
 ) -> dict[str, Any]:
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
     from ..core import Samples, can
+    from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
     from .receipts import command, machine, now
 
@@ -118,6 +134,8 @@ def measure_run(
         raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
     if can(run.model, Judge):
         measures |= _read_well(run, test)
+    if isinstance(run.model, Writes) and run.model.codes:
+        measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
     if can(run.model, Samples) and n:
@@ -125,7 +143,7 @@ def measure_run(
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
     if likelihood:
-        found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, seed)
+        found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, importance, seed)
         measures |= found
     heldout = held_out(run, test)
     return page | {
@@ -166,7 +184,7 @@ def _device(run: Run) -> Any:
 
 
 def _likelihoods(
-    context: Context, run: Run, test: Items, n: int, seed: int
+    context: Context, run: Run, test: Items, n: int, draws: int, seed: int
 ) -> tuple[dict[str, Measure], dict[str, float]]:
     """Log-likelihood of n held-out items (nats), bits per dimension where x is quantised, and the distance from the
     truth where it is known; how long each took.
@@ -177,7 +195,8 @@ def _likelihoods(
 
     if n < -1 or n == 1:
         raise UserError(f"--likelihood {n} has no interval: take 2 or more test items, or -1 for all of them.")
-    methods = [method for method, protocol in METHODS.items() if can(run.model, protocol)]
+    options: dict[str, dict[str, int]] = {"importance": {"k": draws}}
+    methods = [m for m, protocol in METHODS.items() if can(run.model, protocol) and (draws or m != "importance")]
     if not methods:
         raise UserError(
             f"The run {str(run.path)!r} is a {type(run.model).__name__}, which has no likelihood and no bound of one:"
@@ -200,10 +219,11 @@ def _likelihoods(
                 seed=seed,
                 device=_device(run),
                 progress=progress,
+                options=options.get(method),
             )
         found[method], seconds[method] = said.nats, round(said.seconds, 3)
         if said.bits is not None:
-            found["bits/dim" if method == "log_prob" else "bits/dim (bound)"] = said.bits
+            found[_BITS[method]] = said.bits
         if isinstance(test, Drawn) and method == "log_prob":
             batch = each(test.take(said.items), lambda t: t.double() if t.is_floating_point() else t)
             told = batch["cond"] if knows_labels(run.model) else None  # the density of what the model was told
@@ -224,7 +244,7 @@ def _samples(
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = _seen(run, test)
+    seen = seen_items(run, test)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -263,17 +283,18 @@ def _samples(
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """Items of the training data's law. recorded: they are the very items that the model was trained on."""
 
     items: Items
     recorded: bool
 
 
-def _seen(run: Run, test: Items) -> _Seen:
-    """What the run was trained on, from under the sources that augment or pair it; of a density, other draws."""
+def seen_items(run: Run, test: Items) -> Seen:
+    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
     from ..data.augment import Augmented
     from ..data.densities import Drawn, Fresh
+    from ..data.encoded import Encoded
     from ..data.source import Shuffled
     from ..diffusion.coupling import OptimalTransport
 
@@ -282,16 +303,17 @@ def _seen(run: Run, test: Items) -> _Seen:
         source = source.source
     if isinstance(source, Fresh):
         other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return _Seen(Drawn(source.density, len(test), seed=other), recorded=False)
+        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
     if not isinstance(source, Shuffled):
         raise UserError(
             f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
             " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
         )
-    return _Seen(source.items, recorded=True)
+    items = source.items.items if isinstance(source.items, Encoded) else source.items
+    return Seen(items, recorded=True)
 
 
-def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:
+def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:
     """How far the samples are from test items, by the judge's features where there is one, else by the values; and how
     many are copies, where there is something to copy.
     """
@@ -322,11 +344,16 @@ def _distances(x: Tensor, seen: _Seen, test: Items, seed: int, judge: Any) -> di
 
 def _judge(context: Context, run: Run, given: Run | None, kind: str) -> Run | None:
     """The judge that was given, else the data set's own where that is trained in seconds."""
+    if given is None:
+        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
+    return checked_judge(run, given)
+
+
+def checked_judge(run: Run, given: Run) -> Run:
+    """The judge that was given. UserError unless it reads what this run draws."""
     from ..core import can
     from ..metrics.judge import Judge
 
-    if given is None:
-        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
     if not can(given.model, Judge):
         model = type(given.model).__name__
         raise UserError(f"The run {str(given.path)!r} is a {model}, which reads no classes: give a classifier's run.")
@@ -410,9 +437,6 @@ def described(page: dict[str, Any]) -> str:
     """The measures as a table for a terminal."""
     lines = [f"{_setting(page)}:", ""]
     if page["measures"]:
-        rows = [("measure", "value", "95 % interval", "N", "what it is")]
-        for name, m in page["measures"].items():
-            rows.append((name, f"{m['value']:.4f}", f"{m['low']:.4f} … {m['high']:.4f}", str(m["n"]), m["how"]))
-        lines.append(columns(rows))
+        lines.append(measured(page["measures"]))
     heldout = ", ".join(f"{k} {v:.4g}" for k, v in page["heldout"].items())
     return "\n".join([*lines, "", f"held-out: {heldout}"])

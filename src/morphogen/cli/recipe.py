@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import UserError, unknown
+from ..errors import UserError, out_of_memory, unknown
 from .flags import REQUIRED, Flag, flags_of
 
 if TYPE_CHECKING:
@@ -183,13 +183,6 @@ def own_fault(error: BaseException) -> str | None:
         if file.is_relative_to(package):
             return None
     return None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of an accelerator."""
-    text = str(error)
-    said = any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
 
 
 def said(error: BaseException) -> str:

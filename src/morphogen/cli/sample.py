@@ -43,7 +43,7 @@ def model_flags(model: Any) -> list[Flag]:
     if not can(model, Samples):
         return []
     flags = flags_of(model.sample, skip=("n", "cond", "noise"))
-    names = {"solver": SOLVERS, "grid": GRIDS} if isinstance(model, Field) else {}
+    names = {"solver": SOLVERS, "grid": GRIDS} if isinstance(drawing(model), Field) else {}
     return [f._replace(text=f"{f.text}; one of {', '.join(names[f.name])}") if f.name in names else f for f in flags]
 
 
@@ -172,7 +172,7 @@ def _no_idle_guidance(
     """Raise UserError where something was asked of guidance that it does not do."""
     from ..diffusion import Field
 
-    if not isinstance(run.model, Field):
+    if not isinstance(drawing(run.model), Field):
         return
     if weak is not None and negative:
         raise UserError("--weak and --negative are two things to be led away from: give one of them.")
@@ -227,17 +227,22 @@ def _grids(run: Run) -> list[SampleGrid]:
     return [h for h in run.trainer.hooks if isinstance(h, SampleGrid)]
 
 
-def knows_labels(model: Any) -> bool:
-    """Whether a label can change what the model draws; False only of a net of the library built without classes."""
-    from ..nets.dit import DiT
-    from ..nets.mlp import MLP
-    from ..nets.patch import Patched
-    from ..nets.unet import UNet
+def drawing(model: Any) -> Any:
+    """The part of a model that draws, and is told conditions and options: of one in a latent space, the prior."""
+    from ..latent import Latent
 
-    net = getattr(model, "net", None)
-    while isinstance(net, Patched):
-        net = net.net
-    return not isinstance(net, MLP | UNet | DiT) or net.classes is not None
+    return model.prior if isinstance(model, Latent) else model
+
+
+def knows_labels(model: Any) -> bool:
+    """Whether a label can change what the model draws; False only of a net that says that it has no classes."""
+    from ..latent import Latent
+    from ..nets.embed import ClassEmbedding
+
+    parts = list((model.prior if isinstance(model, Latent) else model).modules())
+    if any(isinstance(part, ClassEmbedding) for part in parts):
+        return True
+    return not any("classes" in vars(part) for part in parts)  # None in a net that has none; else a net of the user's
 
 
 def load_run(

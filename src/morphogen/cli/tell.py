@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 class Tell:
-    """Where the answers of a verb go. With `machine`, only JSON objects are printed, and no sentence twice."""
+    """Where the answers of a verb go. With `machine`, only JSON objects are printed, and no sentence twice.
 
-    def __init__(self, machine: bool = False) -> None:
-        self.machine = machine
+    words: the flags of every verb that were typed ("--json", "--debug").
+    """
+
+    def __init__(self, machine: bool = False, words: Sequence[str] = ()) -> None:
+        self.machine, self.words = machine, words
 
     def say(self, text: str) -> None:
         """A sentence."""
@@ -77,3 +80,11 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         cells = [f"{cell:<{w}}" for cell, w in zip(row[:-1], widths, strict=True)]
         lines += ["  ".join([*cells, text]).rstrip(), *(" " * left + t for t in more)]
     return "\n".join(lines)
+
+
+def measured(measures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Measures with interval and receipt as a table for a terminal."""
+    rows = [("measure", "value", "95 % interval", "N", "what it is")]
+    for name, m in measures.items():
+        rows.append((name, f"{m['value']:.4f}", f"{m['low']:.4f} … {m['high']:.4f}", str(m["n"]), m["how"]))
+    return columns(rows)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..data.roots import cache
 from ..errors import UserError, unknown
 from . import recipe as recipes
 from .context import Context, data_root
@@ -32,31 +36,49 @@ def train(
     run: Path | None = None,
     seed: int | None = None,
     device: str | None = None,
+    devices: int = 1,
+    on: str | None = None,
+    shard: bool = False,
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
     like: Path | None = None,
     check: bool = False,
-) -> None:
+) -> int | None:
     """Train a recipe into a run folder, or continue the run that is there.
 
     recipe: a shipped recipe (`morphogen --help` lists them), or FILE.py:FUNCTION for your own. Without one, the
     recipe of --like, or of the run that --run names. run: the folder of the run (default: runs/RECIPE-SEED).
     seed: decides all that is random (default: 0). device: cpu, cuda, … (default: the fastest that is here).
+    devices: train on so many at once, a process for each (GPUs, or processes of a CPU): the losses of one process, the
+    batch shared out among them. on: a Ray cluster to train on, ray://HOST:PORT, or `ray` for one of this machine alone.
+    shard: give each device a piece of the weights only (FSDP): for a model that is too large for one, as it is slower
+    where all fits.
     data_root: the folder that holds the data sets (default: $MORPHOGEN_DATA).
     with_: files that define classes of yours which the recipe uses. like: start from the recipe arguments of that run;
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
-    recipes.load_files(with_)
+    modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
+        if not context.rest and seed is None and not check:
+            if (ended := _elsewhere(context, devices, device, on, run, with_)) is None:
+                _continue(context, run, modules, device, data_root, with_, shard)
+            return ended
         like, seed = run, _page(run)["seed"] if seed is None else seed
     found, arguments = _resolve(context, recipe, like)
     seed = 0 if seed is None else seed
     from ..device import choose_device
     from ..experiment import check_seed
+    from ..parallel import join
     from ..spec import build, modules_of, spec
 
     check_seed(seed)
+    path = run or Path("runs") / f"{found.short}-{seed}"
+    own = (*with_, *([found.file] if ".py:" in found.name else []))
+    if check and on is not None:
+        raise UserError("--check tries a recipe on this machine: leave --on out.")
+    if (ended := _elsewhere(context, devices, device, on, path, own)) is not None:
+        return ended
     where = choose_device(device)
     with _root(data_root):
         made = found.build(arguments)
@@ -67,26 +89,113 @@ def train(
             from .check import check_everything
 
             check_everything(context, experiment, seed, str(where), found)
-            return
+            return None
         note = {"name": found.name, "arguments": _noted(found, arguments)}
-        path = run or Path("runs") / f"{found.short}-{seed}"
-        done = fit(context, experiment, path, seed, str(where), note, found.file)
-    _conclude(context, done, found, with_)
+        done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
+    join().once(lambda: _conclude(context, done, own))
+    return None
+
+
+def _continue(
+    context: Context,
+    run: Path,
+    modules: list[ModuleType],
+    device: str | None,
+    data_root: Path | None,
+    files: tuple[Path, ...],
+    shard: bool,
+) -> None:
+    """Continue a run as its spec.json says: what its recipe read (another run, a file of pairs) may be gone by now."""
+    from ..device import choose_device
+    from ..parallel import join
+    from ..spec import build
+
+    page = _page(run)
+    where, seed = str(choose_device(device)), int(page["seed"])
+    with _root(data_root):
+        experiment = build(page["experiment"], modules=modules, assets=run / "assets", seed=seed)
+        done = fit(context, experiment, run, seed, where, page["recipe"], run / "recipe.py", shard)
+    join().once(lambda: _conclude(context, done, files))
+
+
+def _elsewhere(
+    context: Context, devices: int, device: str | None, on: str | None, path: Path, files: tuple[Path, ...]
+) -> int | None:
+    """Start this very command once for each of several devices, or on a cluster, unless it was; the exit code.
+
+    None where it is to go on here. files: the user's own, which a cluster is sent.
+    """
+    from ..device import choose_device
+    from ..parallel import joins
+    from ..parallel.launch import launch
+
+    if on is not None:
+        return _on(context, on, devices, device, path, files)
+    if devices == 1 or joins():
+        return None
+    import torch
+
+    there, kind = torch.cuda.device_count(), choose_device(device).type
+    if devices < 1 or (kind == "cuda" and devices > there):
+        most = f"1 to {there}, the GPUs of this machine" if kind == "cuda" else "1 or more"
+        raise UserError(f"--devices {devices} cannot be had: give {most}.")
+    return launch(devices, ["-m", "morphogen", *context.typed, *context.tell.words])
+
+
+def _on(context: Context, on: str, workers: int, device: str | None, path: Path, files: tuple[Path, ...]) -> int:
+    """Let the workers of a cluster do what was typed, into the same folder; what the first says is said here."""
+    from .. import cluster
+    from .rank import order
+
+    words = [*_without(_without(context.typed, "--on"), "--run"), "--run", str(path.absolute()), *context.tell.words]
+    command = ["-m", f"{__package__}.rank"]
+    gpu = None if device is None else device.startswith("cuda")
+    ordered = cluster.Order(command, order(words, files, context.typed), os.getcwd(), path.absolute(), gpu)
+
+    def hear(rank: int, loud: bool, line: str) -> None:
+        if rank == 0:
+            print(line, file=sys.stderr if loud else sys.stdout, flush=True)
+
+    return cluster.train(on, workers, ordered, hear, context.tell.note)
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """The words of a command line less a flag and its value."""
+    found = list(words)
+    while flag in found:
+        at = found.index(flag)
+        del found[at : at + 2]
+    return [word for word in found if not word.startswith(f"{flag}=")]
 
 
 def fit(
-    context: Context, experiment: Experiment, path: Path, seed: int, device: str, note: dict[str, Any], file: Path
+    context: Context,
+    experiment: Experiment,
+    path: Path,
+    seed: int,
+    device: str,
+    note: dict[str, Any],
+    file: Path,
+    shard: bool = False,
 ) -> Run:
     """Train with receipts: the recipe's source, and the machine and command that the run was begun with."""
     from ..disk import copy
     from ..experiment import write_spec
+    from ..parallel import join
     from .receipts import begin
 
-    write_spec(path, experiment, seed, note)
-    if file.is_file() and not (path / "recipe.py").exists():
-        copy(file, path / "recipe.py")
-    begin(path, context.typed, device)
-    return experiment.train(path, seed=seed, device=device, recipe=note, voice=context.tell.voice())
+    if shard and join().alone:
+        raise UserError("--shard shares the weights out among several devices: say how many, --devices 2.")
+
+    def prepare() -> None:
+        write_spec(path, experiment, seed, note)
+        if file.is_file() and not (path / "recipe.py").exists():
+            copy(file, path / "recipe.py")
+        begin(path, context.typed, device)
+
+    join().once(prepare)
+    voice = context.tell.voice()
+    return experiment.train(path, seed=seed, device=device, recipe=note, voice=voice, shard=shard)
 
 
 def _page(run: Path) -> dict[str, Any]:
@@ -130,15 +239,14 @@ def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
     return {f.name: plain(arguments[f.name]) for f in found.flags}
 
 
-def _conclude(context: Context, run: Run, found: Recipe, with_: tuple[Path, ...]) -> None:
+def _conclude(context: Context, run: Run, files: tuple[Path, ...]) -> None:
     from ..report import write
     from .receipts import conclude
 
     result = conclude(run)
     report = write(run.path)
     pictures = sorted((run.path / "samples").glob("*.png"))
-    own = [*with_, *([found.file] if ".py:" in found.name else [])]
-    following = next_commands(run, own)
+    following = next_commands(run, list(files))
     places = {"run": str(run.path), "picture": str(pictures[-1]) if pictures else None, "report": str(report)}
     lines = [
         _story(result),
@@ -177,5 +285,10 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
 
 def temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder for trials."""
-    return tempfile.TemporaryDirectory(prefix="morphogen-")
+    """A folder for trials, in the cache; where that cannot be written, among the system's temporary ones."""
+    folder = cache() / "trials"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="morphogen-", dir=folder)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="morphogen-")

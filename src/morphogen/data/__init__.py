@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .encoded import Encoded as Encoded
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
     from .listing import index as index
+    from .medmnist import PneumoniaMNIST as PneumoniaMNIST
     from .mnist import MNIST as MNIST
     from .mnist import FashionMNIST as FashionMNIST
     from .mnist import read_idx as read_idx
+    from .only import Only as Only
     from .roots import find as find
     from .source import Buckets as Buckets
     from .source import Shuffled as Shuffled
@@ -57,9 +60,12 @@ _HOMES = {
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
     ),
     "digits": ("Digits",),
+    "encoded": ("Encoded",),
     "items": ("Pairs", "Stored", "Tensors"),
     "listing": ("index",),
+    "medmnist": ("PneumoniaMNIST",),
     "mnist": ("MNIST", "FashionMNIST", "read_idx"),
+    "only": ("Only",),
     "roots": ("find",),
     "source": ("Buckets", "Shuffled", "in_order"),
     "space": ("Pictures", "Points"),

@@ -8,14 +8,14 @@ mirrors the image there. `Augmented` applies them to what a source gives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Batch, Loss, Model, Noise, Place, Source, State, keys
+from ..core import Batch, Items, Loss, Model, Noise, Place, Source, State, keys
 from ..errors import UserError
 from ..spec import Remembers
 
@@ -130,6 +130,34 @@ class Dequantise(Remembers):
         return x + (u - 0.5) * (2 / (self.levels - 1))
 
 
+class WhiteNoise(Remembers):
+    """Adds noise of deviation `std` to every value: what a denoising autoencoder is to take away again."""
+
+    def __init__(self, std: float) -> None:
+        if std < 0:
+            raise UserError(f"WhiteNoise was given the deviation {std}: give 0 or more.")
+        self.std = std
+
+    def __call__(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, " b *shape"]:
+        return x + self.std * noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device)
+
+
+class Binarise(Remembers):
+    """Each value becomes `high` with the probability (x - low) / (high - low), else `low`: the dynamic binarisation of
+    Salakhutdinov & Murray 2008, "On the quantitative analysis of deep belief networks", and Burda et al. 2016.
+    """
+
+    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise UserError(f"Binarise was given low={low}, high={high}: give low < high.")
+        self.low, self.high = low, high
+
+    def __call__(self, x: Float[Tensor, " b *shape"], noise: Noise) -> Float[Tensor, " b *shape"]:
+        u = noise.uniform(*x.shape[1:], dtype=x.dtype)  # a share of 1 is always on, of 0 never
+        on = u < (x - self.low) / (self.high - self.low)
+        return torch.where(on, self.high, self.low).to(x.dtype)
+
+
 # ---- where they are applied ----------------------------------------------------------------------------------------
 
 
@@ -158,3 +186,21 @@ class Augmented(Remembers):
     def restore(self, state: State) -> None:
         """Continue from a state."""
         self.source.restore(state)
+
+
+class AugmentedOnce(Remembers):
+    """Items whose x are augmented once and for all, item i by a key of (seed, i): held-out data that stay; `Items`."""
+
+    def __init__(self, items: Items, augment: tuple[Augmentation, ...], seed: int = 0) -> None:
+        self.items, self.augment, self.seed = items, tuple(augment), seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, index: Tensor) -> dict[str, Any]:
+        """The items' own batch, augmented."""
+        batch = self.items.take(index)
+        x, noise = batch["x"], Noise(keys(index, self.seed, _AUGMENT))
+        for change in self.augment:
+            x = change(x, noise)
+        return {**batch, "x": x}

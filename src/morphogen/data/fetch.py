@@ -69,6 +69,11 @@ def sources(name: str) -> tuple[Remote, ...]:
     """The files of a data set. Raises UserError for one that cannot be fetched, or does not exist."""
     if name in SOURCES:
         return SOURCES[name]
+    if name == "pneumoniamnist":
+        raise UserError(
+            f"The data set {name!r} is not fetched from here: get {name}.npz from medmnist.com, and put it where"
+            " MORPHOGEN_DATA says."
+        )
     if name in names():
         raise UserError(f"The data set {name!r} needs no files: it comes with this package.")
     raise unknown("data set to fetch", name, SOURCES)

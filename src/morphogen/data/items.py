@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core import each, leaves
+from ..core import each, leaves, size
 from ..errors import UserError, unknown
 from ..spec import Asset, Remembers
 
@@ -31,7 +31,7 @@ class Stored(Remembers):
     @abstractmethod
     def read(self) -> dict[str, Any]:
         """Read all of the data: {"x": (N, ...), "cond": {name: (N, ...)}}, and further tensors (N, ...) by name where a
-        loss takes them. Called once, on first use.
+        loss takes them, or those alone. Called once, on first use.
         """
 
     def all(self, device: torch.device) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Stored(Remembers):
             return self._held[device]
 
     def __len__(self) -> int:
-        return int(self.all(torch.device("cpu"))["x"].shape[0])
+        return size(self.all(torch.device("cpu")))
 
     @property
     def nbytes(self) -> int:
@@ -66,12 +66,15 @@ _reading = threading.RLock()  # worker threads must not read the same file twice
 
 def _checked(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     whole = {**data, "cond": dict(data.get("cond") or {})}
-    if whole["x"].ndim == 0:
-        raise UserError(f"The data of {name} is a single number: give x of shape (N, ...), N items.")
+    first = next(k for k, _ in leaves(whole))  # x, where it is there
+    if whole[first].ndim == 0:
+        raise UserError(f"The data of {name} is a single number: give {first} of shape (N, ...), N items.")
     counts = {k: t.shape[0] if t.ndim else 0 for k, t in leaves(whole)}
     for k, n in counts.items():
-        if n != counts["x"]:
-            raise UserError(f"{name} has {counts['x']} items in x but {n} in {k}: give one entry for each item.")
+        if n != counts[first]:
+            raise UserError(
+                f"{name} has {counts[first]} items in {first} but {n} in {k}: give one entry for each item."
+            )
     return whole
 
 

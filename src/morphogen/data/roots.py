@@ -1,8 +1,9 @@
 """Where data files are: a folder that the user gives, the one MORPHOGEN_DATA names, or the cache folder.
 
 The cache folder is MORPHOGEN_CACHE, else `$XDG_CACHE_HOME/morphogen`, else `~/.cache/morphogen`; data sets lie in its
-`data/`, what was decoded from them once, in its `decoded/`, and the indices of pictures in its `indexed/`. Nothing here
-downloads anything: `fetch` does, when it is asked to.
+`data/`, what was decoded from them once, in its `decoded/`, the indices of pictures in its `indexed/`, what torch
+compiles in its `compiled/`, and trials, while they last, in its `trials/`. Nothing here downloads anything: `fetch`
+does, when it is asked to.
 """
 
 from __future__ import annotations

@@ -126,6 +126,12 @@ def _cifar10(root: Root) -> Parts:
     return Parts(CIFAR10("train", root=root), CIFAR10("test", root=root), space())
 
 
+def _pneumonia(root: Root) -> Parts:
+    from .medmnist import PneumoniaMNIST, space
+
+    return Parts(PneumoniaMNIST("train", root=root), PneumoniaMNIST("test", root=root), space())
+
+
 def _density(make: Callable[[Any], Any]) -> Callable[[Root], Parts]:
     def opened(root: Root) -> Parts:
         from . import densities
@@ -212,6 +218,19 @@ _ENTRIES = (
             },
         ),
         _cifar10,
+    ),
+    _Entry(
+        About(
+            "pneumoniamnist",
+            "chest X-rays of 28x28 grey pixels, normal or with pneumonia",
+            {"train": 4708, "test": 624},
+            (1, 28, 28),
+            ("normal", "pneumonia"),
+            "CC BY 4.0",
+            "Yang et al. 2023, MedMNIST v2, arXiv:2110.14795; Kermany et al. 2018",
+            {},
+        ),
+        _pneumonia,
     ),
     _known("8-gaussians", "eight Gaussians on a circle", 8, lambda d: d.eight_gaussians()),
     _known("25-gaussians", "twenty-five narrow Gaussians on a square grid", 25, lambda d: d.gaussian_grid()),

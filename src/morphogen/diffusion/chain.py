@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from ..checks import guidable, learnable, named, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, everyone
 from ..errors import UserError
+from ..laws import normal_kl
 from ..nets.embed import drop as drop_conditions
 from ..spec import Remembers
-from .decoder import Decoder, Levels, normal_kl
+from .decoder import Decoder, Levels
 from .field import Cond, Eps, Field, affine, spread
 from .grid import Grid, Trailing, chosen
 from .guide import guided
-from .likelihood import noise_of
 from .path import At, Chain, CosineBetas, Scalar
 from .solve import Step, posterior, trajectory
 from .solvers import SOLVERS
@@ -266,7 +266,7 @@ class LearnedVariance(Model, Field):
     ) -> Float[Tensor, " b"]:
         """A lower bound of the chain's log-density (B,), nats: −L_vlb, estimated without bias.
 
-        noise:       by default that of the numbers in x (`likelihood.noise_of`).
+        noise:       by default that of the numbers in x (`Noise.of`).
         evaluations: of the net: one step drawn from each of as many equal pieces of the chain, the first step always;
                      None, or as many as the chain has steps, takes each step once.
         With `Levels` x is rounded to its level, and the density is that of dequantised pixels: log P − log cell.
@@ -278,7 +278,7 @@ class LearnedVariance(Model, Field):
         if evaluations is not None and evaluations < 2:
             raise UserError(f"evaluations={evaluations} cannot meet both the decoder and the chain: use 2 or more.")
         x = self.decoder.observe(x)
-        noise = noise_of(x) if noise is None else noise
+        noise = Noise.of(x) if noise is None else noise
         n = steps if evaluations is None else min(evaluations, steps)
         found = -self.last(x)
         edges = [0, *(1 + round(k * (steps - 1) / (n - 1)) for k in range(n))] if n > 1 else [0, 1]

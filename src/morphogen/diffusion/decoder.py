@@ -10,18 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..laws import log1mexp, normal_log_prob
 from ..spec import Remembers
-
-
-def normal_log_prob(x: Tensor, mean: Tensor | float, log_var: Tensor) -> Tensor:
-    """log N(x; mean, e^log_var), a coordinate at a time."""
-    return ((x - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).mul(-0.5)
-
-
-def normal_kl(mean: Tensor, log_var: Tensor, mean_p: Tensor | float, log_var_p: Tensor) -> Tensor:
-    """KL(N(mean, e^log_var) ‖ N(mean_p, e^log_var_p)), a coordinate at a time, nats."""
-    apart = log_var_p - log_var
-    return 0.5 * (apart + torch.expm1(-apart) + (mean - mean_p).square() * (-log_var_p).exp())
 
 
 class Decoder(Remembers, ABC):
@@ -93,14 +83,6 @@ class Levels(Decoder):
         log_b = torch.special.log_ndtr(torch.where(b == math.inf, 0.0, b)).masked_fill(b == math.inf, 0.0)
         log_a = torch.special.log_ndtr(torch.where(shut, 0.0, a))
         share = torch.where(shut, -math.inf, log_a - log_b)  # log Φ(a)/Φ(b) <= 0
-        mass = log_b + torch.where(shut, 0.0, _log1mexp(torch.where(shut, -1.0, share)))
+        mass = log_b + torch.where(shut, 0.0, log1mexp(torch.where(shut, -1.0, share)))
         density: Tensor = mass - math.log(self.cell)
         return density
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """Logarithm of 1 − e^x for x < 0."""
-    tiny = torch.finfo(x.dtype).tiny
-    small = x > -0.693
-    near = (-torch.expm1(torch.where(small, x, -1.0))).clamp(min=tiny).log()
-    return torch.where(small, near, torch.log1p(-torch.where(small, -1.0, x).exp()))

@@ -33,28 +33,18 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ..core import NONE, Noise, keys
+from ..core import NONE, Noise
 from ..errors import UserError
+from ..laws import normal_kl, normal_log_prob
 from ..spec import Remembers
 from .adaptive import PER_SAMPLE, Control, integrate
-from .decoder import Decoder, Normal, normal_kl, normal_log_prob
+from .decoder import Decoder, Normal
 from .divergence import Divergence, Exact, divergence_for, trace
 from .field import Cond, Field, spread
 from .path import Chain, Path, Scalar, lib
 from .solve import RK4, Rate, Tableau, runge_kutta
 
 EVALUATIONS = 64  # of the bound's integral, unless told otherwise
-
-# ---- noise that belongs to x ---------------------------------------------------------------------------------------
-
-
-def noise_of(x: Float[Tensor, " b *shape"]) -> Noise:
-    """Noise keyed by the numbers in each x: the same x has the same noise, in any batch."""
-    with torch.no_grad():
-        bits = (x.detach().flatten(1).double() + 0.0).view(torch.int64)  # + 0.0: -0.0 is 0.0
-        place = torch.arange(bits.shape[1], device=x.device)
-        return Noise(keys(keys(bits ^ keys(place)).sum(1)))  # sums wrap
-
 
 # ---- integrators ---------------------------------------------------------------------------------------------------
 
@@ -125,7 +115,7 @@ def floor(path: Path) -> float:
     return float(path.ratio(path.at_index(0))) if isinstance(path, Chain) else max(1e-3, float(path.ratio(0.0)))
 
 
-def _angles(path: Path, low: float | None) -> tuple[float, float]:
+def angles(path: Path, low: float | None) -> tuple[float, float]:
     """θ_0 and θ_1."""
     low = floor(path) if low is None else low
     first, last = float(path.ratio(0.0)), float(path.ratio(1.0))
@@ -137,7 +127,7 @@ def _angles(path: Path, low: float | None) -> tuple[float, float]:
     return math.atan(low), math.atan2(float(path.sigma(1.0)), float(path.alpha(1.0)))
 
 
-def _time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
+def time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
     """The time of an angle; a tensor of angles is float64, since near the end of a path tan θ is steep."""
     if isinstance(theta, Tensor):
         time = torch.as_tensor(path.time(theta.clamp(max=end * (1 - 1e-9)).tan()))
@@ -145,7 +135,7 @@ def _time(path: Path, theta: Scalar, end: float, dtype: torch.dtype) -> Scalar:
     return 1.0 if theta >= end * (1 - 1e-12) else path.time(math.tan(theta))
 
 
-def _circle(path: Path, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+def circle(path: Path, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """cos θ, sin θ and √(α² + σ²) at a time."""
     alpha, sigma = path.alpha(t), path.sigma(t)
     h = lib(t).sqrt(alpha * alpha + sigma * sigma)
@@ -166,7 +156,7 @@ def log_density(
 ) -> Float[Tensor, " b"]:
     """The log-density of x (B, *shape) under a field's probability flow, nats; differentiable in x and in weights.
 
-    noise:      of the divergence's directions; by default that of the numbers in x (`noise_of`).
+    noise:      of the divergence's directions; by default that of the numbers in x (`Noise.of`).
     divergence: `Exact()`, `Hutchinson()` …; by default exact up to 16 coordinates.
     integrator: by default `integrator_for`, 64 or 200 evaluations; `Adaptive()` where the last 0.001 nats matter.
     low:        the noise-to-signal ratio at which the flow ends: the density is that of x + low · noise. By default
@@ -179,14 +169,14 @@ def log_density(
     _floats(x)
     path, graph, shape = field.path, torch.is_grad_enabled(), x.shape
     size = math.prod(x.shape[1:])
-    start, end = _angles(path, low)
+    start, end = angles(path, low)
     divergence = divergence_for(size) if divergence is None else divergence
-    probes = divergence.probes(x, noise_of(x) if noise is None else noise)
+    probes = divergence.probes(x, Noise.of(x) if noise is None else noise)
 
     def rate(u: Scalar, y: Tensor) -> Tensor:
         theta = u.double().exp() if isinstance(u, Tensor) else math.exp(u)
-        t = _time(path, theta, end, x.dtype)
-        cos, sin, h = _circle(path, t)
+        t = time(path, theta, end, x.dtype)
+        cos, sin, h = circle(path, t)
         scale = theta.to(x.dtype) if isinstance(theta, Tensor) else theta
         with torch.enable_grad():
             at = y[:, :-1].reshape(shape)  # (B, *shape)
@@ -253,15 +243,15 @@ def bound(
     if evaluations < 1:
         raise UserError(f"evaluations={evaluations} estimates nothing: use 1 or more, better 64.")
     path, decoder = field.path, Normal() if decoder is None else decoder
-    start, end = _angles(path, low)
+    start, end = angles(path, low)
     x = decoder.observe(x)
-    noise = noise_of(x) if noise is None else noise
+    noise = Noise.of(x) if noise is None else noise
 
     def draw() -> Tensor:
         return noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device)
 
     # the decoder, at θ_0
-    t = _time(path, start, end, x.dtype)
+    t = time(path, start, end, x.dtype)
     alpha, sigma = path.alpha(t), path.sigma(t)
     x0 = decoder.clamp(field.predict(alpha * x + sigma * draw(), t, 1.0, 0.0, cond))
     found = decoder.log_prob(x, x0, x.new_tensor(2 * math.log(math.tan(start)))).flatten(1).sum(1)
@@ -276,14 +266,14 @@ def bound(
     width = math.log(end / start)
     for k in range(evaluations):
         theta = start * ((k + u) / evaluations * width).exp()
-        gap = _gap(field, x, draw(), _time(path, theta, end, x.dtype), theta, cond)
+        gap = _gap(field, x, draw(), time(path, theta, end, x.dtype), theta, cond)
         found = found - gap * (width / evaluations)
     return found
 
 
 def _gap(field: Field, x: Tensor, z: Tensor, t: Scalar, theta: Tensor, cond: Cond) -> Tensor:
     """θ cot θ |v − v̂|² (B,): what the bound loses in each unit of log θ."""
-    cos, sin, h = _circle(field.path, t)
+    cos, sin, h = circle(field.path, t)
     on, off = spread(cos, x), spread(sin, x)
     told = field.predict((on * x + off * z) * spread(h, x), t, -sin, cos, cond)
     lost: Tensor = (on * z - off * x - told).square().flatten(1).sum(1)

@@ -7,7 +7,9 @@ uniform on [-1/2, 1/2)^D
 
 by Jensen's inequality: an upper bound of the bits that the discrete model needs, whatever p, from one keyed u an item.
 Pixels on [0, 1] instead of [-1, 1] have half the cell and a density that is larger by as much: the bits are the same.
-Where a model has only a lower bound of log p (`elbo`), the bits are bounded once more.
+Where a model has only a lower bound of log p (`elbo`, or the tighter `importance` of k draws), the bits are bounded
+once more. A model that gives probabilities of the levels themselves (`discrete`) has nothing spread and no cell:
+bits/dim = -log P(x) / (D ln 2).
 
 Sources: Theis, van den Oord & Bethge 2016, "A note on the evaluation of generative models", arXiv:1511.01844.
 """
@@ -23,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import Bounds, Items, LogProb, Noise, can, each, keys
+from ..core import Bounds, Importance, Items, LogProb, Model, Noise, can, each, keys
 from ..errors import UserError
 from .measure import Z95, Measure
 
@@ -40,7 +42,8 @@ class SaysHow(Protocol):
 class Likelihoods(NamedTuple):
     """What a model says of items.
 
-    nats: a mean log-density of an item. bits: bits per dimension; None where the data have no cells.
+    nats: a mean log-density of an item, or log-probability where data are discrete. bits: bits per dimension; None
+    where the data have no cells.
     each: nats (N,) of the items, float64. items: which they are (N,) int64. seconds: that it took.
     """
 
@@ -51,7 +54,7 @@ class Likelihoods(NamedTuple):
     seconds: float
 
 
-METHODS: dict[str, type] = {"log_prob": LogProb, "elbo": Bounds}
+METHODS: dict[str, type] = {"log_prob": LogProb, "elbo": Bounds, "importance": Importance}
 
 
 def bits_per_dim(nats: Tensor | float, volume: float, size: int) -> Any:
@@ -84,9 +87,10 @@ def likelihoods(
 ) -> Likelihoods:
     """The mean log-likelihood of items, with its 95 % interval over them.
 
-    method: "log_prob" (`LogProb`) or "elbo" (`Bounds`). volume: log-volume of an x's quantisation cell, `space.volume`.
-    n: the first n items after a shuffle under `seed` (all where None). chunk: items at a time, by default about 50,000
-    numbers. progress: told how many are done. options: further keywords of the method, the model's own.
+    method: "log_prob" (`LogProb`), "elbo" (`Bounds`) or "importance" (`Importance`). volume: log-volume of an x's
+    quantisation cell, `space.volume`. n: the first n items after a shuffle under `seed` (all where None). chunk: items
+    at a time, by default about 50,000 numbers. progress: told how many are done. options: further keywords of the
+    method, the model's own.
     The model is in evaluation mode meanwhile; the noise of item i depends on seed and i alone.
     Raises UserError where there is no item, where the model lacks the method, or where a value is not a number.
     """
@@ -102,6 +106,8 @@ def likelihoods(
     index = torch.arange(len(items))
     if count < len(items):
         index = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:count]
+    discrete = isinstance(model, Model) and model.discrete
+    volume = 0.0 if discrete else volume
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
@@ -126,7 +132,7 @@ def likelihoods(
         )
     seconds = time.perf_counter() - began
     how = _how(model, method) + "".join(f", {k} {v}" for k, v in (options or {}).items())
-    return Likelihoods(*_measures(nats, volume, size, method, how), nats, index, seconds)
+    return Likelihoods(*_measures(nats, volume, size, method, how, discrete), nats, index, seconds)
 
 
 def mean_of(each: Tensor, how: str) -> Measure:
@@ -140,10 +146,13 @@ def _how(model: Any, method: str) -> str:
     return f", {model.likelihood(method)}" if isinstance(model, SaysHow) else ""
 
 
-def _measures(nats: Tensor, volume: float, size: int, method: str, how: str) -> tuple[Measure, Measure | None]:
-    bound = "a lower bound (≥), " if method == "elbo" else ""
+def _measures(
+    nats: Tensor, volume: float, size: int, method: str, how: str, discrete: bool
+) -> tuple[Measure, Measure | None]:
+    bound = "" if method == "log_prob" else "a lower bound (≥), "
     log = mean_of(nats, f"nats a test item, {bound}normal interval{how}")
-    if not volume:
+    if not volume and not discrete:
         return log, None
-    mark = "an upper bound (≤)" if method == "elbo" else "uniformly dequantised (≤)"
-    return log, mean_of(bits_per_dim(nats, volume, size), f"of test items, {mark}, normal interval{how}")
+    marks = [*([] if discrete else ["uniformly dequantised (≤)"]), *(["an upper bound (≤)"] if bound else [])]
+    mark = "".join(f"{mark}, " for mark in marks[-1:])
+    return log, mean_of(bits_per_dim(nats, volume, size), f"of test items, {mark}normal interval{how}")

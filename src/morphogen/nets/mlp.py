@@ -1,4 +1,9 @@
-"""A multilayer perceptron with conditions, for points, rows and small states.
+"""Multilayer perceptrons with conditions, for points, rows and small states; pictures are read as rows.
+
+`MLP` is the plain one. `ResidualMLP` adds to a stream of `width` units, block by block (He et al. 2016,
+arXiv:1603.05027, in the form of the transformer's feed-forward part):
+
+    h = W x + e,    h = h + W_2 silu(W_1 norm(h)) …,    y = W silu(norm(h)),    norm a layer norm, W_2 = 0 at the start
 
 Scalar conditions are columns beside x, raw or as sinusoids; the class is a learned vector added before the first
 activation, which is the same as a one-hot column block with a row for "no label".
@@ -29,7 +34,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(Net):
-    """x (B, inputs), conditions -> (B, outputs), through `depth` hidden layers of `width` units.
+    """x (B, ...) of `inputs` numbers, conditions -> (B, outputs), through `depth` hidden layers of `width` units.
 
     scalars:    names of the scalar conditions (B,) it reads, such as ("t",) or ("t", "r"); () for none. They must be
                 there at each call.
@@ -73,8 +78,9 @@ class MLP(Net):
         self.last = dense(width, outputs, gain=last)
 
     def forward(
-        self, x: Float[Tensor, "b {self.inputs}"], cond: Mapping[str, Tensor] = NONE
+        self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE
     ) -> Float[Tensor, "b {self.outputs}"]:
+        x = x.flatten(1)
         if self.scalars:
             x = torch.cat((x, *(self._column(name, cond, x) for name in self.scalars)), 1)
         h = self.first(x)  # (B, width)
@@ -91,6 +97,49 @@ class MLP(Net):
         value = scalar(cond, name)
         column = value[:, None] if self.sinusoid is None else self.sinusoid(value)
         return column.to(x.dtype)
+
+
+class ResidualBlock(Net):
+    """h + W_2 silu(W_1 norm(h)) of h (B, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(width), dense(width, width), dense(width, width, gain=0.0)
+
+    def forward(self, h: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+        out: Tensor = h + self.outer(F.silu(self.inner(self.norm(h))))
+        return out
+
+
+class ResidualMLP(Net):
+    """x (B, ...) of `inputs` numbers, conditions -> (B, outputs), through `depth` residual blocks of `width` units.
+
+    classes: number of classes of `cond["label"]`; 0 reads none. last: factor on the last layer's initial weights.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, width: int = 512, depth: int = 2, *, classes: int = 0, last: float = 1.0
+    ) -> None:
+        super().__init__()
+        if depth < 1 or width < 1:
+            raise UserError(f"A ResidualMLP of depth {depth} and width {width} is empty: use at least 1 of each.")
+        self.outputs = outputs
+        self.first = dense(inputs, width)
+        self.classes = ClassEmbedding(classes, width) if classes else None
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.last = dense(width, outputs, gain=last)
+
+    def forward(
+        self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE
+    ) -> Float[Tensor, "b {self.outputs}"]:
+        h = self.first(x.flatten(1))  # (B, width)
+        if self.classes is not None:
+            h = h + self.classes(cond, len(h))
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.last(F.silu(self.norm(h)))
+        return out
 
 
 def scalar(cond: Mapping[str, Tensor], name: str) -> Shaped[Tensor, " b"]:

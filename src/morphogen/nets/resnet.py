@@ -38,6 +38,10 @@ class Reader(Net):
     """Base of the nets that read: x (B, ...), cond -> class scores (B, classes) by way of features (B, D)."""
 
     @abstractmethod
+    def maps(self, x: Tensor, cond: Mapping[str, Tensor] = NONE) -> list[Tensor]:
+        """What the net sees on its way (B, C, *size), of each level its last, fine to coarse."""
+
+    @abstractmethod
     def features(self, x: Tensor, cond: Mapping[str, Tensor] = NONE) -> Tensor:
         """The penultimate layer (B, D)."""
 
@@ -97,17 +101,25 @@ class ResNet(Reader):
         self.norm = group_norm(groups, now, 1e-6)
         self.head = dense(now, classes)
 
-    def features(
-        self, x: Float[Tensor, "b channels *size"], cond: Mapping[str, Tensor] = NONE
-    ) -> Float[Tensor, "b features"]:
+    def maps(self, x: Float[Tensor, "b channels *size"], cond: Mapping[str, Tensor] = NONE) -> list[Tensor]:
         e = None
         for name, time in zip(self.scalars, self.times, strict=True):
             one = time(scalar(cond, name))
             e = one if e is None else e + one
         e = None if e is None else F.silu(e)  # (B, 4 width)
-        h = self.first(x)
+        h, levels = self.first(x), []
         for part in self.parts:
-            h = part(h) if isinstance(part, Downsample) else part(h, e)
+            if isinstance(part, Downsample):
+                levels.append(h)
+                h = part(h)
+            else:
+                h = part(h, e)
+        return [*levels, h]
+
+    def features(
+        self, x: Float[Tensor, "b channels *size"], cond: Mapping[str, Tensor] = NONE
+    ) -> Float[Tensor, "b features"]:
+        h = self.maps(x, cond)[-1]
         return F.silu(self.norm(h)).flatten(2).mean(2)  # (B, C, *size) -> (B, C)
 
     def scores(self, features: Float[Tensor, "b features"]) -> Float[Tensor, "b classes"]:
@@ -190,9 +202,7 @@ class SpeedNet(Reader):
         """Set the whitening from x."""
         self.whitening.start(x)
 
-    def features(
-        self, x: Float[Tensor, "b channels h w"], cond: Mapping[str, Tensor] = NONE
-    ) -> Float[Tensor, "b features"]:
+    def maps(self, x: Float[Tensor, "b channels h w"], cond: Mapping[str, Tensor] = NONE) -> list[Tensor]:
         if min(x.shape[2:]) < self.kernel:
             raise UserError(
                 f"This SpeedNet whitens patches of {self.kernel} x {self.kernel}, and x is only {x.shape[2]} x"
@@ -200,10 +210,16 @@ class SpeedNet(Reader):
             )
         # Channels last is 1.6 times as fast on a CPU. Asked for here, where there are several channels: with one, the
         # two layouts are the same and the next layers would fall back to the other. The weights stay as they are.
-        x = F.gelu(self.whitening(x).contiguous(memory_format=torch.channels_last))
+        x, levels = F.gelu(self.whitening(x).contiguous(memory_format=torch.channels_last)), []
         for block in self.blocks:
             x = block(x)
-        return x.amax((2, 3))
+            levels.append(x)
+        return levels
+
+    def features(
+        self, x: Float[Tensor, "b channels h w"], cond: Mapping[str, Tensor] = NONE
+    ) -> Float[Tensor, "b features"]:
+        return self.maps(x, cond)[-1].amax((2, 3))
 
     def scores(self, features: Float[Tensor, "b features"]) -> Float[Tensor, "b classes"]:
         scores: Tensor = self.head(features)

@@ -21,18 +21,20 @@ def digits_diffusion(
     lr: float = 2e-3,
     dropout: float = 0.1,
     guidance: float = 1.5,
+    lengths: tuple[float, ...] = (),
     pairs: Path | None = None,
 ) -> Experiment:
     """A small U-Net learns to draw the digits 0 to 9 as asked, from 1,437 real 8x8 ones.
 
     preset: which diffusion. steps: training steps. width: channels of the U-Net's first level. batch: digits a step.
     lr: the largest learning rate. dropout: in the U-Net. guidance: of the pictures drawn on the way; 1 is none.
+    lengths: of power-function averages that are kept beside the exponential one; any other can be had from them later.
     pairs: a file of `morphogen reflow` to learn from instead: the next round of rectified flow, which needs fewer steps
     to sample (with guidance 1: the pairs are guided already).
     """
     if pairs is not None and preset != "rectified_flow":
         raise UserError(f"Pairs straighten a flow, and the preset {preset!r} is none: take --preset rectified_flow.")
-    from ..average import EMA
+    from ..average import EMA, PowerEMA
     from ..data.digits import Digits, space
     from ..data.items import Pairs
     from ..data.source import Shuffled
@@ -55,7 +57,7 @@ def digits_diffusion(
         steps,
         optim=AdamW(lr, betas=(0.9, 0.99), schedule=Cosine(warmup=steps // 20)),
         clip=1.0,
-        ema=EMA(0.995),
+        ema=[EMA(0.995), PowerEMA(lengths)] if lengths else EMA(0.995),
         heldout=HeldOut(every=max(1, steps // 4), batch=360) if pairs is None else None,  # real digits have no z
         hooks=(grid,),
         save_every=max(1, steps // 4),

@@ -103,6 +103,10 @@ class Classifier(Model):
         """The net's penultimate layer (B, D). x is at time `cond["t"]` (B,); clean where that is missing."""
         return self.net.features(*self._scaled(x, cond))
 
+    def maps(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE) -> list[Tensor]:
+        """What the net sees on its way (B, C, *size), level by level. x is at time `cond["t"]` (B,), or clean."""
+        return self.net.maps(*self._scaled(x, cond))
+
     def log_label(
         self, x: Float[Tensor, " b *shape"], t: float | Tensor, cond: Mapping[str, Tensor]
     ) -> Float[Tensor, " b"]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from morphogen import Data, Experiment, Loss, Model, Trainer, Update
+from morphogen.core import everyone
 from morphogen.data.densities import Fresh, eight_gaussians
 
 
@@ -24,8 +25,8 @@ class KMeans(Model):
     def assign(self, batch) -> Loss:
         distance = torch.cdist(batch["x"], self.centres)  # (B, k)
         nearest = distance.argmin(1)
-        counts = torch.bincount(nearest, minlength=len(self.centres)).to(self.seen)
-        sums = torch.zeros_like(self.centres).index_add_(0, nearest, batch["x"])
+        counts = everyone.sum(torch.bincount(nearest, minlength=len(self.centres)).to(self.seen))
+        sums = everyone.sum(torch.zeros_like(self.centres).index_add_(0, nearest, batch["x"]))
         self.seen += counts
         self.centres += (sums - counts[:, None] * self.centres) / self.seen[:, None]
         return Loss(distance.amin(1).square().mean(), seen={"cluster": nearest})
