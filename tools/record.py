@@ -4,7 +4,8 @@
 
 copies spec.json and log.jsonl, and writes result.json: the run's own, with its evaluation (where there is one) under
 "evaluation", the pages of the verbs of the latent space under their names, the seconds until the first picture, and
-those from the beginning to the end of the evaluation. Folders of this machine are left out. Raises an error where the run is not finished.
+those from the beginning to the end of the evaluation. Folders of this machine are left out. Raises an error where the
+run is not finished.
 """
 
 from __future__ import annotations
