@@ -95,10 +95,9 @@ def anomaly(
         roc = path.with_name("roc.png" if path.name != "roc.png" else "roc-curve.png")
         files.append(save(_chart(first), roc))
     index = first.items.place[strangest].tolist()
-    fields = page.write(
-        "anomaly", files, by=first.by, n=len(first.score), runs=[str(r.path) for r in runs],
-        areas=[_values(s) for s in scored if s.strange is not None], strangest=index,
-    )  # fmt: skip
+    areas = [_values(s) for s in scored if s.strange is not None]
+    about = {"by": first.by, "n": len(first.score), "runs": [str(r.path) for r in runs], "areas": areas}
+    fields = page.write("anomaly", files, about | {"strangest": index})
     text = page.told() if page.measures else f"{run}, step {loaded.step}: {len(first.score)} held-out items by {how}"
     lines = [text, "", f"  strangest held-out items: {', '.join(map(str, index[:10]))}", *(f"  {f}" for f in files)]
     context.tell.answer("anomaly", fields, "\n".join(lines))
