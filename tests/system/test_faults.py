@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from morphogen import UserError, checkpoint
 from morphogen.checkpoint import Checkpoints, Damaged, save_tensors
 from morphogen.data import decode
-from morphogen.disk import make, write
+from morphogen.disk import make, sync_names, write
 from morphogen.experiment import read_spec
 from morphogen.log import read
 from morphogen.spec import build
@@ -200,7 +200,7 @@ def test_any_page_is_a_spec_or_refused(store, page):
 @given(ANY | st.fixed_dictionaries({"files": st.dictionaries(st.text(max_size=4), ANY, max_size=3)}))
 def test_any_manifest_is_refused(store, manifest):
     sealed(store, manifest)
-    with pytest.raises(UserError, match="damaged") if manifest != {"files": {}} else pytest.raises(UserError):
+    with pytest.raises(UserError, match="damaged"):
         store.newest(lambda text: None)
 
 
@@ -283,3 +283,13 @@ def test_folders_are_made_down_to_the_disk(tmp_path, monkeypatch):
     make(tmp_path / "a" / "b")
     make(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a"]
+
+
+def test_what_a_killed_life_named_is_synced_by_the_next(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    make(run / "assets")
+    synced: list[Path] = []
+    monkeypatch.setattr("morphogen.disk.sync", synced.append)
+    write(run / "spec.json", "{}")
+    sync_names(run)
+    assert synced == [run, tmp_path, run, run / "assets"]
