@@ -50,10 +50,10 @@ def memory():
 
 @trapped
 def test_any_system_call_may_fail(memory):
-    found = syscalls.campaign(12, memory, seed=4)
+    found = syscalls.campaign(8, memory, seed=4)
     assert found["calls"] > 1500
-    assert found["cases"] == 12
-    assert found["refused"] > 2
+    assert found["cases"] == 8
+    assert found["refused"] > 0
     assert found["wrong"] == 0
 
 
@@ -65,10 +65,13 @@ def test_the_trap_sees_the_calls_of_rust(memory):
 
 
 @trapped
-@pytest.mark.parametrize(("plant", "least"), [("", 0), ("files", 20), ("folders", 5), ("late", 1)])
+@pytest.mark.parametrize(
+    ("plant", "least"),
+    [("", 0), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("files", 20), ("folders", 5), ("late", 1)))],
+)
 def test_power_cuts_leave_a_readable_run_and_planted_faults_do_not(memory, plant, least):
-    found = cuts.campaign(150, memory, plant=plant, continued=0.0 if plant else 0.02)
-    assert found["cuts"] >= 90
+    found = cuts.campaign(150 if plant else 90, memory, plant=plant, continued=0.0 if plant else 0.02)
+    assert found["cuts"] >= 50
     assert found["different"] == 0
     assert found["unreadable"] == 0 if not plant else found["unreadable"] >= least
 
@@ -109,8 +112,8 @@ def make_(ordered: bool) -> Path:
 
 
 def test_resuming_after_any_step_is_the_straight_run(memory):
-    found = resumes.campaign(6, memory, ["digits", "gan", "ppo"])
-    assert found["resumes"] == 18
+    found = resumes.campaign(4, memory, ["digits", "gan"])
+    assert found["resumes"] == 8
     assert found["different"] == 0
 
 
@@ -120,16 +123,16 @@ def test_a_resume_that_forgets_is_found(memory, monkeypatch):
 
 
 def test_data_come_in_one_order(memory):
-    found = orders.campaign(4000, memory, resumes=4)
-    assert found["indices"] >= 12_000
+    found = orders.campaign(2000, memory, resumes=2)
+    assert found["indices"] >= 6_000
     assert found["different"] == 0
 
 
 def test_malformed_files_are_sentences(memory):
-    found = malformed.campaign(1500, memory)
+    found = malformed.campaign(800, memory)
     assert (found["crashes"], found["hangs"], found["escapes"]) == (0, 0, 0)
     assert found["refused"] > 200
-    assert found["taken"] > 100
+    assert found["taken"] > 50
 
 
 def test_a_reader_that_crashes_hangs_dies_or_escapes_is_found(memory, monkeypatch):
