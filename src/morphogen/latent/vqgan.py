@@ -136,6 +136,7 @@ class VQGAN(Model):
     """
 
     scaffold: ClassVar[tuple[str, ...]] = ("critic", "perceptual")
+    whole: ClassVar[tuple[str, ...]] = ("codec.decoder.last", "critic", "perceptual")  # differentiated within a loss
 
     def __init__(
         self,

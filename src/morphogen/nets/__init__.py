@@ -1,8 +1,10 @@
 """Networks: `net(x, cond)`, conditions by name, time as it is told in `cond["t"]`."""
 
 from .attention import SelfAttention
+from .autoencoder import Decoder, Encoder
 from .causal import CausalTransformer
 from .conv import Downsample, ResidualBlock, Upsample
+from .critic import PatchCritic
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .masked import MADE
@@ -11,18 +13,23 @@ from .patch import Patched
 from .resnet import Reader, ResNet, SpeedNet
 from .transformer import Attention, Block, CrossAttention, FeedForward
 from .unet import UNet
+from .vgg import VGG16
 
 __all__ = [
     "MADE",
     "MLP",
+    "VGG16",
     "Attention",
     "Block",
     "CausalTransformer",
     "ClassEmbedding",
     "CrossAttention",
+    "Decoder",
     "DiT",
     "Downsample",
+    "Encoder",
     "FeedForward",
+    "PatchCritic",
     "Patched",
     "Reader",
     "ResNet",

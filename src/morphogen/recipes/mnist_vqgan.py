@@ -11,7 +11,7 @@ from ..experiment import Data, Experiment
 def mnist_vqgan(
     codec: Literal["vq", "kl"] = "vq",
     extractor: Path | None = None,
-    steps: int = 1200,
+    steps: int = 800,
     after: float = 0.25,
     width: int = 32,
     codes: int = 128,
@@ -52,10 +52,13 @@ def mnist_vqgan(
         weight=0.5,
         after=round(after * steps),
     )
-    schedule = Cosine(warmup=steps // 20)
+    optim = {
+        "codec": AdamW(lr, betas=(0.5, 0.9), schedule=Cosine(warmup=steps // 20)),
+        "critic": AdamW(lr / 5, betas=(0.5, 0.9)),  # as fast as the codec it would win within a hundred steps
+    }
     trainer = Trainer(
         steps,
-        optim={"codec": AdamW(lr, betas=(0.5, 0.9), schedule=schedule), "critic": AdamW(lr, betas=(0.5, 0.9))},
+        optim=optim,
         dtype="bfloat16",
         heldout=HeldOut(every=max(1, steps // 4), metric="autoencoder_loss.loss", batch=500, limit=2000),
         save_every=max(1, steps // 4),

@@ -1,4 +1,8 @@
-"""MNIST as 49 integers a picture, by VQ-VAE."""
+"""MNIST as 49 integers a picture, by VQ-VAE, in about ten minutes on one core.
+
+Recorded in docs/runs/mnist-vqvae, on one of two busy cores of an AMD EPYC, 827 s: a mean squared error of 0.0104 on the
+test digits, whose values lie in [-1, 1], and all of the 128 codes in use, with a perplexity of 102.
+"""
 
 from __future__ import annotations
 
