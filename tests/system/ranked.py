@@ -196,8 +196,9 @@ def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
     for name in only or models:
         torch.manual_seed(0)
         made = models[name]()
-        if "batch" in vars(made.source):
-            made.source.batch += made.source.batch % 2
+        source = vars(made.source).get("source", made.source)
+        if "batch" in vars(source):
+            source.batch += source.batch % 2
         model = made.model.float() if name == "ppo" else made.model.double()  # its source makes single precision
         found[name] = trained(model, made.source, folder / name, steps=3)
     return found

@@ -323,7 +323,7 @@ class Joined(Ranks, Everyone):
             elif self._comes(lambda: store.check(["failed"]), _MOMENT):
                 who, sentence, code = json.loads(store.get("failed"))
                 sentence = f"Process {who}: {sentence}"
-            elif LAUNCHED in os.environ:
+            elif LAUNCHED in os.environ and sentence == _GONE:
                 sentence = ""  # the launcher knows more of a death
             if self.rank == 0:
                 store.set("spoken", "")
@@ -332,7 +332,7 @@ class Joined(Ranks, Everyone):
                 store.add("heard", 1)
                 sentence = ""
             return sentence, code
-        return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code
+        return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code  # rank 1 where 0 is gone
 
     def _comes(self, true: Callable[[], bool], seconds: float) -> bool:
         """Whether it becomes true within so many seconds."""
