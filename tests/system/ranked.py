@@ -204,11 +204,15 @@ def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
     return found
 
 
+QUICK = (
+    *("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo"),
+    *("vqgan", "vq-vae", "vq-vae, lfq", "info-vae"),
+)
+
+
 def quick(folder: Path) -> dict[str, Any]:
     """A few of the library's models."""
-    return library(
-        folder, ("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo")
-    )
+    return library(folder, QUICK)
 
 
 # ---- what each rank remembers --------------------------------------------------------------------------------------

@@ -162,8 +162,9 @@ def test_ranks_share_the_batch_of_one_process(name: str) -> None:
     one.start(Place(seed=3))
     for r, source in enumerate(two):
         source.start(Place(r, 2, seed=3))
+    model = ranked.Codes()  # which does not matter
     for step in range(9):
-        whole, parts = one.next(None, {}), [source.next(None, {}) for source in two]
+        whole, parts = one.next(model, {}), [source.next(model, {}) for source in two]
         for k in ("x", "index", "key"):
             assert torch.equal(whole[k], torch.cat([part[k] for part in parts])), (step, k)
         if step == 4:
