@@ -100,7 +100,7 @@ def picture(space: Pictures, path: Path, note: Any = lambda text: None) -> Tenso
         pixels = decode(data, (channels, height, width))
     except Bad as bad:
         raise UserError(f"{str(path)!r} cannot be used, for {bad}: give a PNG, JPEG or WebP picture.") from None
-    return torch.from_numpy(pixels).to(torch.get_default_dtype()) / 127.5 - 1
+    return torch.from_numpy(pixels.copy()).to(torch.get_default_dtype()) / 127.5 - 1
 
 
 def conditions(run: Run, n: int, label: Sequence[str]) -> Cond | None:
