@@ -4,9 +4,9 @@
 
 copies spec.json and log.jsonl, and writes result.json: the run's own, with its evaluation (where there is one) under
 "evaluation", those of several averages under "averages" by name, the pages of the verbs of the latent space under their
-names, the seconds until the first picture, and those from the beginning to the end of the evaluation; and where averages
-are stored for later, how many megabytes that is. Folders of this machine are left out. Raises an error where the run is
-not finished.
+names, the seconds until the first picture, and those from the beginning to the end of the evaluation; and where
+averages are stored for later, how many megabytes that is. Folders of this machine are left out. Raises an error where
+the run is not finished.
 """
 
 from __future__ import annotations
