@@ -50,9 +50,9 @@ def memory():
 
 @trapped
 def test_any_system_call_may_fail(memory):
-    found = syscalls.campaign(8, memory, seed=4)
+    found = syscalls.campaign(5, memory, seed=4)
     assert found["calls"] > 1500
-    assert found["cases"] == 8
+    assert found["cases"] == 5
     assert found["refused"] > 0
     assert found["wrong"] == 0
 
@@ -112,8 +112,8 @@ def make_(ordered: bool) -> Path:
 
 
 def test_resuming_after_any_step_is_the_straight_run(memory):
-    found = resumes.campaign(4, memory, ["digits", "gan"])
-    assert found["resumes"] == 8
+    found = resumes.campaign(3, memory, ["gan", "ppo"])
+    assert found["resumes"] == 6
     assert found["different"] == 0
 
 
