@@ -24,6 +24,14 @@ def make(folder: Path) -> None:
         sync(folder.parent)
 
 
+def sync_names(folder: Path) -> None:
+    """Sync the names of a folder, of what lies in it and in its folders: a process that was killed between naming and
+    syncing has left some that are in memory alone, and nobody else would sync them.
+    """
+    for place in (folder.parent, folder, *(p for p in folder.iterdir() if p.is_dir())):
+        sync(place)
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Replace a file by `content` in one step: a reader sees the old file or the new one."""
     partial = path.with_name(path.name + ".partial")

@@ -60,6 +60,9 @@ class Triangle(Remembers):
         return min(1.0, up) if at <= self.peak else max(self.floor, (1 - at) / (1 - self.peak))
 
 
+ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)  # each number by itself
+
+
 @runtime_checkable
 class Optim(Protocol):
     """A maker of optimisers."""

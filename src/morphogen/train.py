@@ -31,13 +31,13 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
-from .disk import make
+from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights, fitting
 from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log, Unwritten
-from .optim import AdamW, Constant, Optim, optimiser_state, restore_optimiser
+from .optim import ELEMENTWISE, AdamW, Constant, Optim, optimiser_state, restore_optimiser
 from .own import own, restore_own, source_state
 from .parallel import ALONE, in_pieces, join
 from .replay import NotFinite, explain
@@ -206,6 +206,11 @@ class Training:
         """Leave this rank its piece of the weights only."""
         self.ranks = in_pieces(self.ranks, self.model, self.device)
         self._arm()
+        if odd := [type(o).__name__ for o in self._optimisers() if not isinstance(o, ELEMENTWISE)]:
+            raise UserError(
+                f"{odd[0]} is not known to treat each number by itself, and of weights in pieces it would see some rows"
+                " only: train with AdamW or SGD, or leave --shard out."
+            )
 
     def _turns(self, phases: Sequence[Phase | Update]) -> list[Turn]:
         made: dict[tuple[str, ...], Turn] = {}
@@ -289,7 +294,9 @@ class Training:
 
     def _take_run(self) -> IO[str]:
         make(self.run)
-        return claim(self.run)
+        held = claim(self.run)
+        sync_names(self.run)
+        return held
 
     def _newest(self) -> tuple[int, dict[str, Any]] | None:
         """The checkpoint to go on from: rank 0 chooses it."""

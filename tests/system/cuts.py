@@ -3,8 +3,9 @@
     python -m tests.system.cuts --n 10000
     python -m tests.system.cuts --n 500 --plant files       with a fault that must be found: files, folders, late
 
-`whole.py` is trained by the command line: one life killed within a save, and one that goes on to the end. Every system
-call on the run folder is recorded (`trap.c`). A cut is a prefix of that record, of which the disk has:
+`whole.py` is trained by the command line: a life killed before its first save is done, one killed within a later save,
+and one that goes on to the end. Every system call on the run folder is recorded (`trap.c`). A cut is a prefix of that
+record, of which the disk has:
 
     a file's bytes      all that was written before its last fsync. Each later write or change of length is there,
                         absent, or there in part (its first bytes, the rest absent or zeros), whatever became of others.
@@ -226,7 +227,7 @@ PLANTS: dict[str, Callable[[], None]] = {
 class Record:
     """A straight run, and the calls of one that was killed on its way."""
 
-    def __init__(self, folder: Path, plant: str = "") -> None:
+    def __init__(self, folder: Path, plant: str = "", seed: int = 0) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir(parents=True)
         warm(folder)
@@ -242,13 +243,16 @@ class Record:
         self.pictures = {p.name: p.read_bytes() for p in (straight / "samples").iterdir()}
         self.snapshots = {s: (straight / "snapshots" / f"{s:08d}.safetensors").read_bytes()
                           for s in Snapshots(straight).steps()}  # fmt: skip
-        whole, _ = self._life(at=-1)
+        whole, saves = self._life(at=-1)
         shutil.rmtree(self.home / "run")
         inside = [i for i, c in enumerate(whole, 1) if c.name == "rename" and c.paths[1].endswith("/00000002")]
-        killed, self.saves = self._life(at=inside[0] - 9)
-        ended, more = self._life(at=-1)
-        self.lives = (killed, ended)
-        self.saves |= {len(killed) + calls: step for calls, step in more.items()}
+        rng = random.Random(seed)
+        self.lives: list[list[Call]] = []
+        self.saves: dict[int, int] = {}
+        for at in (rng.randint(2, min(saves)), inside[0] - rng.randint(0, 30), -1):
+            calls, saved = self._life(at)
+            self.saves |= {sum(map(len, self.lives)) + n: step for n, step in saved.items()}
+            self.lives.append(calls)
         self.end = image(self.home / "run")
 
     def _life(self, at: int) -> tuple[list[Call], dict[int, int]]:
@@ -353,7 +357,7 @@ class Record:
 
 def campaign(n: int, folder: Path, *, plant: str = "", seed: int = 0, continued: float = 0.02) -> dict[str, int]:
     """Cut the power `n` times; continued: the share of cut runs that are trained to their end."""
-    return Record(folder, plant).cuts(n, seed, continued)
+    return Record(folder, plant, seed).cuts(n, seed, continued)
 
 
 if __name__ == "__main__":

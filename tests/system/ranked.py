@@ -196,18 +196,23 @@ def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
     for name in only or models:
         torch.manual_seed(0)
         made = models[name]()
-        if "batch" in vars(made.source):
-            made.source.batch += made.source.batch % 2
+        source = vars(made.source).get("source", made.source)
+        if "batch" in vars(source):
+            source.batch += source.batch % 2
         model = made.model.float() if name == "ppo" else made.model.double()  # its source makes single precision
         found[name] = trained(model, made.source, folder / name, steps=3)
     return found
 
 
+QUICK = (
+    *("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo"),
+    *("vqgan", "vq-vae", "vq-vae, lfq", "info-vae"),
+)
+
+
 def quick(folder: Path) -> dict[str, Any]:
     """A few of the library's models."""
-    return library(
-        folder, ("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo")
-    )
+    return library(folder, QUICK)
 
 
 # ---- what each rank remembers --------------------------------------------------------------------------------------

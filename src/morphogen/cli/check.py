@@ -26,6 +26,7 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
     from ..core import Samples, can
     from ..experiment import Experiment, draw, load
     from ..hooks import Voice
+    from ..parallel import join
     from ..spec import build, modules_of, spec
 
     def passed(what: str, how: str) -> None:
@@ -34,7 +35,9 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
     context.tell.note(f"Checking {found.name} in a temporary folder …")
     short = Experiment(experiment.model, experiment.data, _short(experiment.trainer))
     modules = modules_of(short)
-    with temporary() as folder:
+    ranks = join()
+    with temporary() as own:
+        folder = ranks.tell(own)[0]  # of several processes all use the first one's
         path = Path(folder) / "run"
         short.train(path, seed=seed, device=device, voice=Voice(), until=1)
         first = load(path, modules=modules, device=device)
@@ -51,10 +54,12 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
                 passed("draw", "a picture of them")
         from ..report import write
 
-        passed("report", f"{write(path).stat().st_size:,} bytes")
+        size = ranks.once(lambda: write(path).stat().st_size)
+        passed("report", f"{size or 0:,} bytes")
         if run.data.test is not None:
             measured = held_out(run, run.data.test, limit=64)
             passed("evaluate", "held-out " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+        ranks.tell(None)  # the folder is still in use until all are here
     typed = command([word for word in context.typed if word != "--check"])
     context.tell.answer("checked", {"recipe": found.name, "next": typed}, f"Everything works: {typed}")
 

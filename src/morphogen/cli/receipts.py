@@ -15,15 +15,18 @@ from .. import __version__
 if TYPE_CHECKING:
     from ..experiment import Run
 
-SAME = ("cpu", "instructions", "device", "torch", "threads")  # what equal bits need to have in common
+SAME = ("cpu", "instructions", "device", "torch", "threads", "processes")  # what equal bits need to have in common
 
 
 def machine(device: str) -> dict[str, Any]:
     """The machine as a receipt names it."""
     import torch
 
+    from ..parallel import join
+
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-    return {
+    several = {} if join().alone else {"processes": join().count}
+    return several | {
         "cpu": cpu(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),

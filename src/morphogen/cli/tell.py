@@ -69,6 +69,19 @@ class Tell:
         yield tell
 
 
+class Silent(Tell):
+    """Says nothing: of several processes one answers."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def answer(self, event: str, fields: Mapping[str, Any], text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows (the first is the heading) as a table for a terminal, the last column wrapped."""
     *widths, last = [max(map(len, column)) for column in zip(*rows, strict=True)]

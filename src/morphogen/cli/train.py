@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from . import recipe as recipes
 from .context import Context, data_root
 from .flags import Flag, plain, restored, summary
 from .recipe import Recipe
+from .tell import Silent
 
 if TYPE_CHECKING:
     from ..experiment import Experiment, Run
@@ -58,6 +60,8 @@ def train(
     flags given here override them. check: one step of everything (train, save, resume, sample, draw, evaluate) in a
     temporary folder, to see that it works.
     """
+    if "WORLD_SIZE" in os.environ:
+        context = _one_voice(context)
     modules = recipes.load_files(with_)
     if not recipe and like is None and run is not None and (run / "spec.json").is_file():
         if not context.rest and seed is None and not check:
@@ -94,6 +98,13 @@ def train(
         done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
     join().once(lambda: _conclude(context, done, own))
     return None
+
+
+def _one_voice(context: Context) -> Context:
+    """Join the other processes where there are any; the first of them answers for all."""
+    from ..parallel import join
+
+    return context._replace(tell=Silent(context.tell.machine, context.tell.words)) if join().rank else context
 
 
 def _continue(
@@ -151,12 +162,18 @@ def _on(context: Context, on: str, workers: int, device: str | None, path: Path,
     command = ["-m", f"{__package__}.rank"]
     gpu = None if device is None else device.startswith("cuda")
     ordered = cluster.Order(command, order(words, files, context.typed), os.getcwd(), path.absolute(), gpu)
+    out = sys.stdout
 
     def hear(rank: int, loud: bool, line: str) -> None:
         if rank == 0:
-            print(line, file=sys.stderr if loud else sys.stdout, flush=True)
+            print(line, file=sys.stderr if loud else out, flush=True)
 
-    return cluster.train(on, workers, ordered, hear, context.tell.note)
+    def say(text: str) -> None:
+        with contextlib.redirect_stdout(out):
+            context.tell.note(text)
+
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray may say what it likes
+        return cluster.train(on, workers, ordered, hear, say)
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:

@@ -11,6 +11,7 @@ another's tensor reaches its owner.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -323,7 +324,7 @@ class Joined(Ranks, Everyone):
             elif self._comes(lambda: store.check(["failed"]), _MOMENT):
                 who, sentence, code = json.loads(store.get("failed"))
                 sentence = f"Process {who}: {sentence}"
-            elif LAUNCHED in os.environ:
+            elif LAUNCHED in os.environ and sentence == _GONE:
                 sentence = ""  # the launcher knows more of a death
             if self.rank == 0:
                 store.set("spoken", "")
@@ -332,7 +333,16 @@ class Joined(Ranks, Everyone):
                 store.add("heard", 1)
                 sentence = ""
             return sentence, code
-        return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code
+        return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code  # rank 1 where 0 is gone
+
+    @property
+    def parting(self) -> bool:
+        """Whether this rank ends with a fault."""
+        return self._parting.locked()
+
+    def leave(self) -> None:
+        """Let go of the group of ranks."""
+        self._dist.destroy_process_group()
 
     def _comes(self, true: Callable[[], bool], seconds: float) -> bool:
         """Whether it becomes true within so many seconds."""
@@ -446,7 +456,17 @@ def join() -> Ranks:
             f" ({str(error).splitlines()[0]}): see that all are started, and that the port is free."
         ) from error
     _here = everyone.through = Joined(rank, count, local, store)
+    atexit.register(_leave)
     return _here
+
+
+def _leave() -> None:
+    """Let go of the group before the interpreter ends, whose end its threads would not outlive; not after a fault, when
+    another rank may be waited for in vain.
+    """
+    if isinstance(_here, Joined) and not _here.parting:
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):
+            _here.leave()
 
 
 def _address() -> tuple[str, int]:

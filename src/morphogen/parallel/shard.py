@@ -21,7 +21,6 @@ from ..core import Model, State, everyone
 from .ranks import Joined
 
 DOORS = ("sample", "act", "log_prob", "elbo", "encode", "decode", "denoise")  # that use weights, beside `forward`
-ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)
 
 
 class Sharded(Joined):
