@@ -163,8 +163,8 @@ def halves(h: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
             f"The encoder says {h[0].numel()} numbers a sample, and a Gaussian of shape {shape} has"
             f" {2 * math.prod(shape)} (means, then log-variances): give its last layer that many outputs."
         )
-    h = single(h).reshape(len(h), 2, *shape)
-    return h[:, 0], h[:, 1]
+    mean, log_var = single(h).flatten(1).chunk(2, 1)
+    return mean.reshape(len(h), *shape), log_var.reshape(len(h), *shape)
 
 
 def single(h: Tensor) -> Tensor:
