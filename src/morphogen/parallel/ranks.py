@@ -293,8 +293,11 @@ class Joined(Ranks, Everyone):
         with contextlib.suppress(RuntimeError):  # a store that is gone: its rank is silent
             store = TCPStore(*_address(), is_master=False, timeout=timedelta(seconds=_SILENCE))
         last, failed = 0.0, False
+        launcher = os.getppid()
         while not left.wait(_LOOK):
             now = time.monotonic()
+            if LAUNCHED in os.environ and os.getppid() != launcher:
+                os._exit(1)  # nobody hears this process any more
             with contextlib.suppress(RuntimeError):
                 failed = store.check(["failed"])
                 if now - last > _BEAT:
