@@ -3,13 +3,16 @@
     python tools/record.py runs/demo docs/runs/digits-diffusion
 
 copies spec.json and log.jsonl, and writes result.json: the run's own, with its evaluation (where there is one) under
-"evaluation", the seconds until the first picture, and those from the beginning to the end of the evaluation. Folders
-of this machine are left out. Raises an error where the run is not finished.
+"evaluation", those of several averages under "averages" by name, the pages of the verbs of the latent space under their
+names, the seconds until the first picture, and those from the beginning to the end of the evaluation; and where
+averages are stored for later, how many megabytes that is. Folders of this machine are left out. Raises an error where
+the run is not finished.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from datetime import datetime
@@ -30,6 +33,16 @@ def record(run: Path, target: Path) -> None:
         result["evaluation"] = evaluation
         whole = datetime.fromisoformat(evaluation["at"]) - datetime.fromisoformat(result["began"])
         result["seconds_with_evaluation"] = whole.total_seconds()
+    if (run / "averages.json").is_file():
+        pages = json.loads((run / "averages.json").read_text())["averages"]
+        result["averages"] = {str(p["ema"]): {"measures": p["measures"], "heldout": p["heldout"]} for p in pages}
+    if stored := [path.stat().st_size for path in (run / "snapshots").glob("*.safetensors")]:
+        result["snapshots"] = {"count": len(stored), "largest_mb": max(stored) / 1e6, "all_mb": sum(stored) / 1e6}
+    for name in ("reconstruct", "directions", "anomaly", "restore"):
+        if (run / f"{name}.json").is_file():
+            page = json.loads((run / f"{name}.json").read_text())
+            result[name] = {k: v for k, v in page.items() if k not in ("run", "runs", "files", "machine")}
+            result[name]["command"] = re.sub(r"(?<= )/\S*/", "runs/", page["command"])
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     if pictures := [line for line in lines if "picture" in line]:
         result["first_picture_seconds"] = pictures[0]["at_seconds"]

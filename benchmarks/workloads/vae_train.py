@@ -2,10 +2,10 @@
 a minimal loop.
 
 All have the same layers, 16 latents, batches of 128 and AdamW. Ours is `VAE` through the Trainer (keyed order and
-noise, log, NaN watch). The minimal loop is what one writes by hand: the data a tensor, a permutation an epoch, one layer for
-means and log-variances, cross entropy of logits, the fused optimiser. pythae's is its model, its data set and its
-trainer as they come: two heads, a sigmoid and the cross entropy of probabilities, a loader that collates samples. The
-check holds losses and gradients of all against one another, from the same weights, pictures and noise.
+noise, log, NaN watch). The minimal loop is what one writes by hand: the data a tensor, a permutation an epoch, one
+layer for means and log-variances, cross entropy of logits, the fused optimiser. pythae's is its model, its data set and
+its trainer as they come: two heads, a sigmoid and the cross entropy of probabilities, a loader that collates samples.
+The check holds losses and gradients of all against one another, from the same weights, pictures and noise.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def pictures(kind: str) -> Any:
 
 
 def nets(kind: str) -> tuple[Any, Any]:
-    """Encoder (B, 1, 28, 28) -> (B, 2 LATENT) and decoder (B, LATENT) -> logits (B, 784), of the same weights always."""
+    """Encoder (B, 1, 28, 28) -> (B, 2 LATENT) and decoder (B, LATENT) -> logits (B, 784), always alike."""
     import torch
     from torch import nn
 

@@ -304,6 +304,7 @@ class Checkpoints:
             raise Damaged(f"{MANIFEST} does not match its own hash")
         try:
             manifest: dict[str, Any] = json.loads(body)
+            manifest["files"][STATE]  # without which it holds nothing
             for entry in manifest["files"].values():
                 if Path(entry["file"]).name != entry["file"]:  # never outside the run's own folders
                     raise ValueError

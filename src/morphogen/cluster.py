@@ -209,9 +209,10 @@ def _connected(where: str | None) -> Iterator[Any]:
     except ray.exceptions.AuthenticationError:
         raise UserError(f"The cluster {where} refuses this token: set RAY_AUTH_TOKEN to its own.") from None
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        what = " ".join(str(error).split())[:200]
         raise UserError(
-            f"The cluster {where or 'of this machine'} does not answer ({str(error).splitlines()[0]}): see that it runs"
-            " and that the port is its Ray client server's; the same command continues a training."
+            f"The cluster {where or 'of this machine'} does not answer ({what}): see that it runs, that the port is its"
+            " Ray client server's and the token its own; the same command continues a training."
         ) from error
     finally:
         ray.shutdown()
@@ -284,6 +285,8 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
                 f"The node {node['node']} has morphogen {node['version']}, this machine {__version__}: install the same"
                 " on all."
             )
+    from .parallel.ranks import LAUNCHED
+
     run, name = str(order.run), f".seen-{secrets.token_hex(8)}"
     try:
         step = ray.get(ranks[0].leave.remote(run, name))
@@ -300,7 +303,7 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
                 " on a disk that all nodes share (--run FOLDER)."
             )
     shared = {"WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": about[0]["node"], "MASTER_PORT": str(about[0]["port"])}
-    shared["MORPHOGEN_LAUNCHED"] = "1"  # as under `parallel.launch`: who is left says nothing of a death, we do
+    shared[LAUNCHED] = "1"  # as under torchrun: who is left says nothing of a death, we do
     given = list(order.command), order.text, order.cwd
     starting = [
         actor.start.remote(given, shared | {"RANK": str(rank), "LOCAL_RANK": "0"})  # its only GPU is its first

@@ -205,13 +205,13 @@ def test_hutchinson_is_the_exact_density_on_average():
 
 def test_noise_belongs_to_x():
     x = torch.randn(6, 2, 3)
-    one, two = L.noise_of(x), L.noise_of(torch.cat((x[3:], x[:3])))
+    one, two = Noise.of(x), Noise.of(torch.cat((x[3:], x[:3])))
     assert torch.equal(one.key.roll(3), two.key)
     assert one.key.unique().numel() == 6
     swapped = x.flip(1)
-    assert (L.noise_of(swapped).key != one.key).all()
-    assert torch.equal(L.noise_of(torch.tensor([[0.0]])).key, L.noise_of(torch.tensor([[-0.0]])).key)
-    u = L.noise_of(torch.linspace(0, 1, 4000)[:, None]).uniform()
+    assert (Noise.of(swapped).key != one.key).all()
+    assert torch.equal(Noise.of(torch.tensor([[0.0]])).key, Noise.of(torch.tensor([[-0.0]])).key)
+    u = Noise.of(torch.linspace(0, 1, 4000)[:, None]).uniform()
     assert u.mean().item() == pytest.approx(0.5, abs=0.02)
     assert u.std().item() == pytest.approx(12**-0.5, abs=0.01)
 

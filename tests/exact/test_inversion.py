@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from morphogen.core import Codec, Noise, Samples, can
-from morphogen.diffusion import Diffusion, edm, gaussian
+from morphogen.diffusion import Diffusion, gaussian, rectified_flow
 from morphogen.diffusion.inversion import ProbabilityFlow
 from morphogen.diffusion.likelihood import Fixed
 from morphogen.diffusion.path import Cosine, Exploding, Linear, LinearBetas, Path
@@ -27,7 +27,7 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 def test_noise_of_gaussian_data_is_the_closed_form(path: Path) -> None:
     """Along the flow (x_t − α m) / √(α² s² + σ²) stays what it is."""
     mean, std, low = torch.tensor([2.0, -1.0]).double(), 0.5, 0.01
-    flow = ProbabilityFlow(gaussian(path, mean, [std, std]), (2,), Fixed(200), low=low)
+    flow = ProbabilityFlow(gaussian(path, mean, [std, std]), (2,), Fixed(60), low=low)
     x = mean + std * normal(1, 5, 2)
     alpha, sigma = float(path.alpha(1.0)), float(path.sigma(1.0))
     kept = (x - mean) / math.hypot(std, low)
@@ -39,18 +39,17 @@ def test_noise_of_gaussian_data_is_the_closed_form(path: Path) -> None:
 
 def test_a_diffusion_is_a_codec_by_its_flow() -> None:
     torch.manual_seed(0)
-    model = edm(MLP(2, 2, 16, 1, scalars=("t",), classes=3), (2,)).double()
+    model = rectified_flow(MLP(2, 2, 16, 1, scalars=("t",), classes=3), (2,)).double()
     assert isinstance(model, Diffusion)
-    flow = ProbabilityFlow(model, model.shape)
+    coarse, flow = (ProbabilityFlow(model, model.shape, Fixed(steps), low=0.05) for steps in (20, 80))
     assert can(flow, Codec)
     assert can(flow, Samples)
     x, cond = normal(2, 4, 2) * 0.5, {"label": torch.tensor([0, 1, 2, 0])}
-    assert reconstruct(flow, x, cond).error.max() < 1e-6
+    left = [reconstruct(codec, x, cond).error.max().sqrt() for codec in (coarse, flow)]
+    assert left[1] < left[0] / 50  # both ways one equation: what remains is the solver's error, of fourth order
     with torch.no_grad():
         assert not torch.allclose(flow.encode(x, cond), flow.encode(x, {"label": torch.tensor([1, 2, 0, 1])}))
-        drawn = flow.sample(4, cond, noise=Noise.seeded(3, 4))
         z = Noise.seeded(3, 4).normal(2, dtype=torch.float64)
-        assert torch.equal(drawn, flow.decode(z, cond))
-        assert torch.allclose(flow.encode(drawn, cond), z, atol=1e-4)
+        assert torch.equal(flow.sample(4, cond, noise=Noise.seeded(3, 4)), flow.decode(z, cond))
     made = interpolate(flow, x[:1], x[1:2], 3, way=spherical, cond_a={"label": cond["label"][:1]})
     assert torch.allclose(made[0, 0], x[0], atol=1e-3)

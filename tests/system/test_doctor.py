@@ -44,7 +44,7 @@ def test_a_sound_machine_is_well(healthy: None, capsys: pytest.CaptureFixture[st
     assert {"cpu", "cores", "open files"} <= set(told["machine"])
     assert set(told["devices"]) == set(told["self-test"])
     assert "equal to the last bit" in told["self-test"]["cpu"]
-    assert list(Path().iterdir()) == []
+    assert {p.name for p in Path().iterdir()} <= {"cache"}  # trials are made in the cache folder, and removed
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert text.endswith("All is well.\n")

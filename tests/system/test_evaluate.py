@@ -12,7 +12,7 @@ import torch
 
 from morphogen import UserError
 from morphogen.cli import main
-from morphogen.cli.evaluate import _seen
+from morphogen.cli.evaluate import seen_items
 from morphogen.data.augment import Augmented
 from morphogen.data.densities import Drawn, Fresh, bumps, eight_gaussians
 from morphogen.data.digits import Digits
@@ -103,7 +103,7 @@ def test_what_was_trained_on_is_found_under_its_sources(tmp_path: Path) -> None:
             def __init__(self) -> None:
                 self.path, self.data = tmp_path, Data(source, held)
 
-        return _seen(Only(), held)
+        return seen_items(Only(), held)
 
     wrapped = OptimalTransport(Augmented(OptimalTransport(Shuffled(items, 4)), ()))
     assert seen(wrapped, Digits("test")) == (items, True)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +37,41 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def memory():
+    """A folder on a disk of memory, where there is one: what is synced thousands of times."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
 # ---- the campaigns -------------------------------------------------------------------------------------------------
 
 
 @trapped
-def test_any_system_call_may_fail(tmp_path):
-    found = syscalls.campaign(12, tmp_path, seed=4)
+def test_any_system_call_may_fail(memory):
+    found = syscalls.campaign(5, memory, seed=4)
     assert found["calls"] > 1500
-    assert found["cases"] == 12
-    assert found["refused"] > 2
+    assert found["cases"] == 5
+    assert found["refused"] > 0
     assert found["wrong"] == 0
 
 
 @trapped
-def test_the_trap_sees_the_calls_of_rust(tmp_path):
+def test_the_trap_sees_the_calls_of_rust(memory):
     """Which libc never hears of: safetensors gives its file its name by a call of its own."""
-    names = {c.name for c in syscalls.Campaign(tmp_path).begins if ".tmp" in c.paths[0] and "safetensors" in c.paths[1]}
+    names = {c.name for c in syscalls.Campaign(memory).begins if ".tmp" in c.paths[0] and "safetensors" in c.paths[1]}
     assert names == {"renameat"}
 
 
 @trapped
-@pytest.mark.parametrize(("plant", "least"), [("", 0), ("files", 30), ("folders", 10), ("late", 1)])
-def test_power_cuts_leave_a_readable_run_and_planted_faults_do_not(tmp_path, plant, least):
-    found = cuts.campaign(250, tmp_path, plant=plant, continued=0.0 if plant else 0.02)
-    assert found["cuts"] >= 150
+@pytest.mark.parametrize(
+    ("plant", "least"),
+    [("", 0), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("files", 20), ("folders", 5), ("late", 1)))],
+)
+def test_power_cuts_leave_a_readable_run_and_planted_faults_do_not(memory, plant, least):
+    found = cuts.campaign(150 if plant else 90, memory, plant=plant, continued=0.0 if plant else 0.02)
+    assert found["cuts"] >= 50
     assert found["different"] == 0
     assert found["unreadable"] == 0 if not plant else found["unreadable"] >= least
 
@@ -99,31 +111,31 @@ def make_(ordered: bool) -> Path:
     return folder
 
 
-def test_resuming_after_any_step_is_the_straight_run(tmp_path):
-    found = resumes.campaign(6, tmp_path, ["digits", "gan", "ppo"])
-    assert found["resumes"] == 18
+def test_resuming_after_any_step_is_the_straight_run(memory):
+    found = resumes.campaign(3, memory, ["gan", "ppo"])
+    assert found["resumes"] == 6
     assert found["different"] == 0
 
 
-def test_a_resume_that_forgets_is_found(tmp_path, monkeypatch):
+def test_a_resume_that_forgets_is_found(memory, monkeypatch):
     monkeypatch.setattr("morphogen.train.restore_optimiser", lambda *args: None)
-    assert resumes.campaign(4, tmp_path, ["gan"])["different"] > 0
+    assert resumes.campaign(4, memory, ["gan"])["different"] > 0
 
 
-def test_data_come_in_one_order(tmp_path):
-    found = orders.campaign(4000, tmp_path, resumes=4)
-    assert found["indices"] >= 12_000
+def test_data_come_in_one_order(memory):
+    found = orders.campaign(2000, memory, resumes=2)
+    assert found["indices"] >= 6_000
     assert found["different"] == 0
 
 
-def test_malformed_files_are_sentences(tmp_path):
-    found = malformed.campaign(1500, tmp_path)
+def test_malformed_files_are_sentences(memory):
+    found = malformed.campaign(800, memory)
     assert (found["crashes"], found["hangs"], found["escapes"]) == (0, 0, 0)
     assert found["refused"] > 200
-    assert found["taken"] > 100
+    assert found["taken"] > 50
 
 
-def test_a_reader_that_crashes_hangs_dies_or_escapes_is_found(tmp_path, monkeypatch):
+def test_a_reader_that_crashes_hangs_dies_or_escapes_is_found(memory, monkeypatch):
     def act(world: malformed.World, rng: random.Random) -> None:
         match rng.randrange(20):
             case 0:
@@ -140,7 +152,7 @@ def test_a_reader_that_crashes_hangs_dies_or_escapes_is_found(tmp_path, monkeypa
 
     monkeypatch.setattr(malformed, "LIMIT", 2)
     monkeypatch.setattr(malformed, "_READERS", {"planted": malformed.Reader(act, 1)})
-    found = malformed.campaign(60, tmp_path)
+    found = malformed.campaign(60, memory)
     assert found["crashes"] >= 3
     assert found["hangs"] == 1
     assert found["escapes"] >= 1
@@ -200,7 +212,7 @@ def test_any_page_is_a_spec_or_refused(store, page):
 @given(ANY | st.fixed_dictionaries({"files": st.dictionaries(st.text(max_size=4), ANY, max_size=3)}))
 def test_any_manifest_is_refused(store, manifest):
     sealed(store, manifest)
-    with pytest.raises(UserError, match="damaged") if manifest != {"files": {}} else pytest.raises(UserError):
+    with pytest.raises(UserError, match="damaged"):
         store.newest(lambda text: None)
 
 

@@ -222,6 +222,7 @@ def test_commands_work_on_such_runs(tmp_path: Path) -> None:
     here = ["--with", "halves.py"]
     assert main(["train", "--run", "run", *here]) == 0  # it is finished
     assert main(["sample", "run", "--n", "6", "--label", "3", "--guidance", "2", "--steps", "3", *here]) == 0
-    assert main(["evaluate", "run", "--n", "20", *here]) == 0
+    assert main(["train", "digits-classifier", "--run", "judge", "--epochs", "1", "--width", "4"]) == 0
+    assert main(["evaluate", "run", "--n", "20", "--judge", "judge", *here]) == 0
     page = json.loads(Path("run/evaluation.json").read_text())
     assert {"agreement", "memorised"} <= set(page["measures"])

@@ -460,6 +460,18 @@ def zipped(path: Path, contents: dict[str, bytes | str]) -> Path:
     return path
 
 
+def test_a_member_without_a_name_is_left_out(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"x/0.txt": b"one", "Q": b"two"})
+    damaged = path.read_bytes()
+    at = damaged.rindex(b"PK\1\2")  # the last member of the directory: its name has one letter
+    damaged = damaged[: at + 28] + b"\0\0" + damaged[at + 30 : at + 46] + damaged[at + 47 :]
+    end = damaged.rindex(b"PK\5\6")
+    size = int.from_bytes(damaged[end + 12 : end + 16], "little") - 1
+    path.write_bytes(damaged[: end + 12] + size.to_bytes(4, "little") + damaged[end + 16 :])
+    assert [i.filename for i in zipfile.ZipFile(path).infolist()] == ["x/0.txt", ""]
+    assert list(files.opened(path).names()) == ["x/0.txt"]
+
+
 def tarred(path: Path, contents: dict[str, bytes | str], mode: str = "w") -> Path:
     with tarfile.open(path, mode) as archive:
         for name, content in contents.items():

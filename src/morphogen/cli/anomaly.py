@@ -95,10 +95,9 @@ def anomaly(
         roc = path.with_name("roc.png" if path.name != "roc.png" else "roc-curve.png")
         files.append(save(_chart(first), roc))
     index = first.items.place[strangest].tolist()
-    fields = page.write(
-        "anomaly", files, by=first.by, n=len(first.score), runs=[str(r.path) for r in runs],
-        areas=[_values(s) for s in scored if s.strange is not None], strangest=index,
-    )  # fmt: skip
+    areas = [_values(s) for s in scored if s.strange is not None]
+    about = {"by": first.by, "n": len(first.score), "runs": [str(r.path) for r in runs], "areas": areas}
+    fields = page.write("anomaly", files, about | {"strangest": index})
     text = page.told() if page.measures else f"{run}, step {loaded.step}: {len(first.score)} held-out items by {how}"
     lines = [text, "", f"  strangest held-out items: {', '.join(map(str, index[:10]))}", *(f"  {f}" for f in files)]
     context.tell.answer("anomaly", fields, "\n".join(lines))
@@ -114,7 +113,8 @@ def _areas(scored: Sequence[_Scored]) -> dict[str, Measure]:
     found = {f"AUROC, {scored[0].by}": mean_area(ours, said)}
     for name in scored[0].rivals:
         theirs = [area(s.rivals[name][1], s.strange) for s in scored if s.strange is not None]
-        counts = ", ".join(dict.fromkeys(str(s.rivals[name][0]) for s in scored))
+        few, many = (f(s.rivals[name][0] for s in scored) for f in (min, max))
+        counts = str(few) if few == many else f"{few} to {many}"
         found[f"AUROC, {name}"] = mean_area(theirs, f"{mean} under the ROC curve, error of {counts} components")
         pairs = [apart(a, b) for a, b in zip(ours, theirs, strict=True)]
         found[f"… above {name}"] = mean_area(pairs, f"{mean} more than that, DeLong's interval", low=-1.0)

@@ -100,7 +100,7 @@ def picture(space: Pictures, path: Path, note: Any = lambda text: None) -> Tenso
         pixels = decode(data, (channels, height, width))
     except Bad as bad:
         raise UserError(f"{str(path)!r} cannot be used, for {bad}: give a PNG, JPEG or WebP picture.") from None
-    return torch.from_numpy(pixels).to(torch.get_default_dtype()) / 127.5 - 1
+    return torch.from_numpy(pixels.copy()).to(torch.get_default_dtype()) / 127.5 - 1
 
 
 def conditions(run: Run, n: int, label: Sequence[str]) -> Cond | None:
@@ -120,13 +120,13 @@ class Page:
         self.measures: dict[str, Measure] = {}
         self.page: dict[str, Any] = {"run": str(run.path), "step": run.step, "ema": run.average, "seed": seed}
 
-    def write(self, name: str, files: Sequence[Path], **more: Any) -> dict[str, Any]:
-        """Write NAME.json beside the run's other results, and return what it holds."""
+    def write(self, name: str, files: Sequence[Path], more: Mapping[str, Any]) -> dict[str, Any]:
+        """Write NAME.json beside the run's other results, `more` in it, and return what it holds."""
         from .. import __version__
         from .receipts import command, machine, now, write_json
 
         device = next((str(p.device) for p in self.run.model.parameters()), "cpu")
-        page = self.page | more
+        page = self.page | dict(more)
         if self.measures:
             page["measures"] = {k: m._asdict() for k, m in self.measures.items()}
         page |= {

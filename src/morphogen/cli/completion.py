@@ -178,6 +178,7 @@ _MEANT: Mapping[str, Callable[[str, Sequence[str]], Candidates]] = {  # what an 
     "like": _runs,
     "judge": _runs,
     "weak": _runs,
+    "also": _runs,
     "checkpoint": _checkpoints,
     "device": lambda typed, bare: _beginning([("cpu", ""), ("cuda", "NVIDIA"), ("mps", "Apple")], typed),
 }

@@ -135,7 +135,8 @@ def directions(
         files.append(film)
     files.append(run / "directions.safetensors")
     save_file({k: v.contiguous() for k, v in found.items()}, files[-1])
-    fields = page.write("directions", files, of=list(of), reach=reach, steps=steps, learned_from=len(learned.x))
+    about = {"of": list(of), "reach": reach, "steps": steps, "learned_from": len(learned.x)}
+    fields = page.write("directions", files, about)
     text = page.told() if page.measures else f"{run}, step {loaded.step}: directions of {', '.join(of)}"
     context.tell.answer("directions", fields, "\n".join([text, "", *(f"  {f}" for f in files)]))
 

@@ -38,7 +38,7 @@ def interpolate(
 
     run: the folder of the run, of a codec. ends: two or more of these, in order: a number, for a held-out item; the
     path of a picture; or the word sample, for one that the run draws. way: linear, or spherical, which keeps the norm
-    of Gaussian latents (default: spherical where the run can sample, else linear).
+    of Gaussian latents (default: spherical where the run can sample and has no code book, else linear).
     steps: pictures from each end to the next, both ends among them. label: the class of each end, in turn, for a codec
     that is told classes (default: those of the items). film: FILE.gif for a film of the way, there and back.
     seed: of the samples. out: the picture to write, a row for each two ends, or FILE.npy for the numbers (default:
@@ -58,14 +58,16 @@ def interpolate(
     from ..core import Samples, can, each
     from ..latent.interpolate import WAYS
     from ..latent.interpolate import interpolate as walked
+    from ..latent.vectors import Vectors
 
     with _root(data_root):
         loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
         chosen = _ends(context, loaded, ends, label, seed)
-        name = way or ("spherical" if can(loaded.model, Samples) else "linear")
+        flat = Vectors(loaded.model)
+        name = way or ("spherical" if can(loaded.model, Samples) and not flat.of_codes else "linear")
         before = None if chosen.cond is None else each(chosen.cond, lambda c: c[:-1])
         after = None if chosen.cond is None else each(chosen.cond, lambda c: c[1:])
-        made = walked(loaded.model, chosen.x[:-1], chosen.x[1:], steps, way=WAYS[name], cond_a=before, cond_b=after)
+        made = walked(flat, chosen.x[:-1], chosen.x[1:], steps, way=WAYS[name], cond_a=before, cond_b=after)
     files = []
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":

@@ -79,5 +79,5 @@ def reconstruct(
         blocks.append(space.show(torch.cat((x[rows], y[rows])), len(rows)))
         captions.append(caption)
     files = [save(grid(blocks[: 2 if len(x) > 1 else 1], 1, captions[: 2 if len(x) > 1 else 1]), path)]
-    fields = page.write("reconstruct", files, worst=place[worst].tolist())
+    fields = page.write("reconstruct", files, {"worst": place[worst].tolist()})
     context.tell.answer("reconstructed", fields, f"{page.told()}\n\n  sheet  {path}")

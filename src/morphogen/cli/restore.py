@@ -109,7 +109,8 @@ def restore(
         page.measures["PSNR, gained"] = mean_of(gain, "dB, mean of each item's difference, normal interval")
     files = _written(space, y, restored, None if pictures else x, path, show)
     ways = f"by a fit of {steps} steps" if fit else "by projection"
-    fields = page.write("restore", files, damage=damage or (None if pictures else "scratches"), how=ways, n=len(x))
+    about = {"damage": damage or (None if pictures else "scratches"), "how": ways, "n": len(x)}
+    fields = page.write("restore", files, about)
     head = page.told() if page.measures else f"{len(x)} pictures (step {loaded.step})"
     context.tell.answer("restored", fields, f"{head}\n\n  restored {ways}\n" + "\n".join(f"  {f}" for f in files))
 

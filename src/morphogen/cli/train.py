@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -161,12 +162,18 @@ def _on(context: Context, on: str, workers: int, device: str | None, path: Path,
     command = ["-m", f"{__package__}.rank"]
     gpu = None if device is None else device.startswith("cuda")
     ordered = cluster.Order(command, order(words, files, context.typed), os.getcwd(), path.absolute(), gpu)
+    out = sys.stdout
 
     def hear(rank: int, loud: bool, line: str) -> None:
         if rank == 0:
-            print(line, file=sys.stderr if loud else sys.stdout, flush=True)
+            print(line, file=sys.stderr if loud else out, flush=True)
 
-    return cluster.train(on, workers, ordered, hear, context.tell.note)
+    def say(text: str) -> None:
+        with contextlib.redirect_stdout(out):
+            context.tell.note(text)
+
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray may say what it likes
+        return cluster.train(on, workers, ordered, hear, say)
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:

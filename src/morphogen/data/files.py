@@ -138,7 +138,7 @@ class _Zip:
         found: dict[str, int] = {}
         for member in self._archive.infolist():
             _safe(member.filename, self.path)
-            if member.is_dir() or not _shown(member.filename):
+            if not member.filename or member.is_dir() or not _shown(member.filename):  # nameless: damaged
                 continue
             _once(member.filename, found, self.path)
             found[member.filename] = member.file_size

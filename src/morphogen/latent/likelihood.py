@@ -54,7 +54,7 @@ class Likelihood(Net):
         if k > 1:
             x = x.expand(k, *x.shape)
             told = tuple(t.reshape(k, -1, *t.shape[1:]) for t in told)
-        return self._log_prob(x, *told).flatten(-len(self.shape)).sum(-1).flatten()
+        return self._log_prob(x, *told).flatten()
 
     def mean(self, h: Float[Tensor, " n *_"]) -> Float[Tensor, " n *_"]:
         """The law's mean (N, *shape), in the units of the data."""
@@ -83,9 +83,13 @@ class Likelihood(Net):
             return (h.reshape(len(h), *self.shape),)
         return h.reshape(len(h), self.parts, *self.shape).unbind(1)
 
+    def _sum(self, each: Tensor) -> Tensor:
+        """The sum (…) over the coordinates (…, *shape)."""
+        return each.flatten(-len(self.shape)).sum(-1)
+
     @abstractmethod
     def _log_prob(self, x: Tensor, *told: Tensor) -> Tensor:
-        """Log-density of each coordinate of x (…, *shape)."""
+        """Log-density (…) of x (…, *shape)."""
 
     @abstractmethod
     def _mean(self, *told: Tensor) -> Tensor: ...
@@ -109,7 +113,7 @@ class Gaussian(Likelihood):
             self.register_buffer("log_var", log_var, persistent=False)
 
     def _log_prob(self, x: Tensor, *told: Tensor) -> Tensor:
-        return normal_log_prob(x, told[0], self.log_var)
+        return self._sum(normal_log_prob(x, told[0], self.log_var))
 
     def _mean(self, *told: Tensor) -> Tensor:
         return told[0]
@@ -128,7 +132,7 @@ class Heteroscedastic(Likelihood):
         self.floor = floor
 
     def _log_prob(self, x: Tensor, *told: Tensor) -> Tensor:
-        return normal_log_prob(x, told[0], told[1].clamp(min=self.floor))
+        return self._sum(normal_log_prob(x, told[0], told[1].clamp(min=self.floor)))
 
     def _mean(self, *told: Tensor) -> Tensor:
         return told[0]
@@ -167,18 +171,16 @@ class Leveled(Likelihood):
 
 
 class Bernoulli(Leveled):
-    """Two values, the `high` one with probability sigmoid(h)."""
+    """Two values, the `high` one with probability sigmoid(h). Between them the log-probability is linear in x: its mean
+    over random rounding to them.
+    """
 
     def __init__(self, shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(shape, 2, low, high)
 
-    def log_prob(self, x: Float[Tensor, " b *shape"], h: Float[Tensor, " n *_"]) -> Float[Tensor, " n"]:
-        """As of any likelihood. Between the two values it is linear in x: the mean over random rounding to them."""
-        return super().log_prob(x, h)
-
     def _log_prob(self, x: Tensor, *told: Tensor) -> Tensor:
         on = x if (self.low, self.high) == (0.0, 1.0) else (x - self.low).div_(self.cell)
-        return -F.binary_cross_entropy_with_logits(told[0], on.expand_as(told[0]), reduction="none")
+        return -self._sum(F.binary_cross_entropy_with_logits(told[0], on.expand_as(told[0]), reduction="none"))
 
     def _mean(self, *told: Tensor) -> Tensor:
         return told[0].sigmoid() * self.cell + self.low
@@ -207,7 +209,7 @@ class DiscretisedLogistic(Leveled):
         first, last = level == 0, level == self.levels - 1
         upper = F.logsigmoid(above).masked_fill(last, 0.0)
         lower = F.logsigmoid(-below).masked_fill(first, 0.0)
-        return upper + lower + log1mexp(-self.cell * width).masked_fill(first | last, 0.0)
+        return self._sum(upper + lower + log1mexp(-self.cell * width).masked_fill(first | last, 0.0))
 
     def _mean(self, *told: Tensor) -> Tensor:
         """The centre, within the range: the mean up to what the open cells gather."""
@@ -231,7 +233,7 @@ class Categorical(Leveled):
 
     def _log_prob(self, x: Tensor, *told: Tensor) -> Tensor:
         index = self.index(x).long().expand(told[0].shape[:-1])
-        return told[0].log_softmax(-1).gather(-1, index[..., None])[..., 0]
+        return self._sum(told[0].log_softmax(-1).gather(-1, index[..., None])[..., 0])
 
     def _mean(self, *told: Tensor) -> Tensor:
         values = torch.linspace(self.low, self.high, self.levels, dtype=told[0].dtype, device=told[0].device)

@@ -58,6 +58,7 @@ class Vectors:
     """A codec whose latents are vectors (B, d), made of another codec.
 
     codec: what encodes and decodes; its conditions are given beside x and z where it takes any. chunk: items at a time.
+    of_codes: whether its latents are indices, whose vectors are taken.
     Differentiable where gradients are on. The codec is put into evaluation mode, for good.
     Raises UserError where it is no codec; `encode` where its latents are indices that stand for no vectors.
     """
@@ -66,6 +67,7 @@ class Vectors:
         while isinstance(codec, VQGAN) or (isinstance(codec, Latent) and codec.discrete_latents):
             codec = codec.codec  # neither a critic nor a prior of the codes is a part of the way to them
         self.codec, self.chunk, self.conditional = codec_of(codec), chunk, conditional(codec)
+        self.of_codes = isinstance(codec, CodeBook)
         self._shapes: list[tuple[int, ...]] = []  # of the tensors that make up one latent
         self._tuple = False
         anchor: Tensor | None = None
@@ -96,7 +98,7 @@ class Vectors:
 
     def _encode(self, x: Tensor, cond: Cond | None) -> Tensor:
         z = self.codec.encode(x, cond) if self.conditional else self.codec.encode(x)
-        if isinstance(self.codec, CodeBook):
+        if self.of_codes:
             z = self.codec.quantised(z)
         self._tuple = isinstance(z, tuple)
         parts = z if isinstance(z, tuple) else (z,)
@@ -114,8 +116,9 @@ class Vectors:
             for p, shape in zip(z.split([math.prod(s) for s in self._shapes], 1), self._shapes, strict=True)
         )
         latents = parts if self._tuple else parts[0]
-        if isinstance(self.codec, CodeBook):
-            return self.codec.decode_vectors(parts[0])
+        if self.of_codes:
+            vectors: Tensor = self.codec.decode_vectors(parts[0])
+            return vectors
         made: Tensor = self.codec.decode(latents, cond) if self.conditional else self.codec.decode(latents)
         return made
 

@@ -11,6 +11,7 @@ another's tensor reaches its owner.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -337,6 +338,15 @@ class Joined(Ranks, Everyone):
             return sentence, code
         return (sentence if self.rank <= 1 and LAUNCHED not in os.environ else ""), code  # rank 1 where 0 is gone
 
+    @property
+    def parting(self) -> bool:
+        """Whether this rank ends with a fault."""
+        return self._parting.locked()
+
+    def leave(self) -> None:
+        """Let go of the group of ranks."""
+        self._dist.destroy_process_group()
+
     def _comes(self, true: Callable[[], bool], seconds: float) -> bool:
         """Whether it becomes true within so many seconds."""
         until = time.monotonic() + seconds
@@ -449,7 +459,17 @@ def join() -> Ranks:
             f" ({str(error).splitlines()[0]}): see that all are started, and that the port is free."
         ) from error
     _here = everyone.through = Joined(rank, count, local, store)
+    atexit.register(_leave)
     return _here
+
+
+def _leave() -> None:
+    """Let go of the group before the interpreter ends, whose end its threads would not outlive; not after a fault, when
+    another rank may be waited for in vain.
+    """
+    if isinstance(_here, Joined) and not _here.parting:
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):
+            _here.leave()
 
 
 def _address() -> tuple[str, int]:

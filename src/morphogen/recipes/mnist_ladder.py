@@ -1,4 +1,7 @@
-"""A ladder variational autoencoder of MNIST, dynamically binarised: two layers of latents, or more."""
+"""A ladder variational autoencoder of MNIST, dynamically binarised: two layers of latents, or more.
+
+Recorded in docs/runs/mnist-ladder: 741 s on one core of an AMD EPYC; 84.5 nats a test digit (1,000 of them, k = 5,000).
+"""
 
 from __future__ import annotations
 

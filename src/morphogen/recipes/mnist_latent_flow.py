@@ -1,4 +1,9 @@
-"""A rectified flow in the latent space of a VAE of MNIST, class by class."""
+"""A rectified flow in the latent space of a VAE of MNIST, class by class, in two minutes.
+
+Recorded in docs/runs/mnist-latent-flow on one core of an AMD EPYC, with the codec of docs/runs/mnist-vae: trained in
+108 s. Of 2,000 samples at guidance 1.5 98.1 % are read as asked. They are the grey means of the decoder, and the test
+pictures are binarised: what compares the two (the Fréchet distance, a classifier trained on the samples) says little.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from ..experiment import Data, Experiment
 
 def mnist_latent_flow(
     codec: Path,
-    steps: int = 6000,
+    steps: int = 5000,
     width: int = 384,
     depth: int = 4,
     batch: int = 256,

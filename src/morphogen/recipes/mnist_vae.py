@@ -1,4 +1,7 @@
-"""A variational autoencoder of MNIST, dynamically binarised, with one layer of latents."""
+"""A variational autoencoder of MNIST, dynamically binarised, with one layer of latents.
+
+Recorded in docs/runs/mnist-vae: 580 s on one core of an AMD EPYC; 86.6 nats a test digit (1,000 of them, k = 5,000).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""MNIST by codecs that must pass a critic: VQGAN, and the autoencoder of latent diffusion."""
+"""MNIST by codecs that must pass a critic: VQGAN, and the autoencoder of latent diffusion.
+
+Recorded with an extractor on a busy core of an AMD EPYC, in docs/runs/mnist-vqgan (16 codes of 128 a digit, 385 s) and
+docs/runs/mnist-kl (64 numbers a digit, 251 s): mean absolute errors of 0.107 and 0.078 on 2,000 test digits with values
+in [-1, 1].
+"""
 
 from __future__ import annotations
 
