@@ -438,7 +438,8 @@ def join() -> Ranks:
         everyone.through = _here
         return _here
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
+    import torch.distributed.nn.functional  # now: its defaults hold the group that there is when it is first imported,
+    from torch.distributed.rendezvous import rendezvous  # and a group that is held on to outlives what it stands on
 
     try:
         count, rank, local = (int(os.environ[k]) for k in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
