@@ -52,7 +52,7 @@ def start(count: int, *words: str, **env: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 1500) -> list[tuple[int, str]]:
     """Exit code and words of each; none is left behind."""
     try:
         return [(p.wait(), out + err) for p in processes for out, err in [p.communicate(timeout=seconds)]]

@@ -294,8 +294,11 @@ class Joined(Ranks, Everyone):
         with contextlib.suppress(RuntimeError):  # a store that is gone: its rank is silent
             store = TCPStore(*_address(), is_master=False, timeout=timedelta(seconds=_SILENCE))
         last, failed = 0.0, False
+        launcher = os.getppid()
         while not left.wait(_LOOK):
             now = time.monotonic()
+            if LAUNCHED in os.environ and os.getppid() != launcher:
+                os._exit(1)  # nobody hears this process any more
             with contextlib.suppress(RuntimeError):
                 failed = store.check(["failed"])
                 if now - last > _BEAT:
@@ -435,7 +438,8 @@ def join() -> Ranks:
         everyone.through = _here
         return _here
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
+    import torch.distributed.nn.functional  # now: its defaults hold the group that there is when it is first imported,
+    from torch.distributed.rendezvous import rendezvous  # and a group that is held on to outlives what it stands on
 
     try:
         count, rank, local = (int(os.environ[k]) for k in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
