@@ -59,14 +59,41 @@ class SampleGrid(Remembers):
         x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
         if training.rank:  # weights in pieces: all ranks draw, one writes
             return
-        folder = training.run / "samples"
-        make(folder)
-        path, png = folder / f"{training.step:08d}.png", io.BytesIO()
-        space.show(x.cpu(), self.columns).save(png, "PNG")
-        write(path, png.getvalue())
-        at = round(training.log.seconds, 3)
-        training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
-        training.voice.picture(training.step, str(path))
+        _keep(training, space.show(x.cpu(), self.columns))
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A model that can be drawn itself, such as the values of a small world."""
+
+    def picture(self) -> Any:
+        """A picture (`PIL.Image.Image`) of what it knows."""
+        ...
+
+
+class Portrait(Remembers):
+    """Draw the model itself into `samples/STEP.png`. Raises UserError for one that has no `picture()`."""
+
+    def __init__(self, every: int = 500) -> None:
+        self.every = every
+
+    def __call__(self, training: Training) -> None:
+        if not isinstance(training.model, Pictured):
+            raise UserError(f"{type(training.model).__name__} has no picture of itself: leave Portrait out.")
+        if not training.rank:
+            _keep(training, training.model.picture())
+
+
+def _keep(training: Training, picture: Any) -> None:
+    """Write a picture into the run, and say so."""
+    folder = training.run / "samples"
+    make(folder)
+    path, png = folder / f"{training.step:08d}.png", io.BytesIO()
+    picture.save(png, "PNG")
+    write(path, png.getvalue())
+    at = round(training.log.seconds, 3)
+    training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
+    training.voice.picture(training.step, str(path))
 
 
 @runtime_checkable

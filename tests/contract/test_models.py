@@ -57,6 +57,10 @@ from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
+from morphogen.rl.env import Simulated
+from morphogen.rl.rollouts import Online
+from morphogen.rl.tabular import random_mdp
+from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
@@ -224,6 +228,12 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
     "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
+    "tabular control": lambda: Instance(
+        Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+    ),
+    "double q-learning": lambda: Instance(
+        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),

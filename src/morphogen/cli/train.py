@@ -292,7 +292,7 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
     tail = (" --with " + shlex.join(map(str, files))) if files else ""
     path = shlex.quote(str(run.path))
-    following = [f"morphogen evaluate {path}{tail}"]
+    following = ["morphogen runs"] if run.data.test is None else [f"morphogen evaluate {path}{tail}"]
     if can(run.model, Samples):
         classes = getattr(run.space, "classes", ())
         label = f" --label {shlex.quote(str(classes[len(classes) // 2]))}" if classes else ""

@@ -70,13 +70,10 @@ class MDP(Task):
 
     def advance(self, state: Tensor, action: Tensor, noise: Noise) -> Transition:
         """One of the outcomes of actions (B,) in states (B,)."""
-        prob, next, reward, over = (
-            t.to(state.device)[state, action] for t in (self.prob, self.next, self.reward, self.terminated)
-        )
-        k = noise.categorical(prob.log())[:, None]  # (B, 1)
-        picked = (t.gather(1, k)[:, 0] for t in (next, reward, over))
-        state, reward, over = picked
-        return Transition(state, reward.to(torch.get_default_dtype()), over)
+        prob, *rest = (t.to(state.device) for t in (self.prob, self.next, self.reward, self.terminated))
+        k = noise.categorical(prob[state, action].log()) if prob.shape[2] > 1 else torch.zeros_like(state)
+        next, reward, over = (t[state, action, k] for t in rest)
+        return Transition(next, reward.to(torch.get_default_dtype()), over)
 
     def observe(self, state: Tensor) -> Tensor:
         """The states (B,) themselves."""
