@@ -31,11 +31,11 @@ def gridworld(
     from ..hooks import Portrait
     from ..rl.env.env import Simulated
     from ..rl.rollouts import Online
-    from ..rl.tabular import control, worlds
+    from ..rl.tabular import MDP, control, worlds
     from ..train import Trainer
 
     endless = 200  # steps after which an episode of a world that never ends is cut off
-    makers: dict[str, Callable[[], worlds.MDP]] = {
+    makers: dict[str, Callable[[], MDP]] = {
         "cliff": worlds.cliff_walking,
         "lake": worlds.frozen_lake,
         "grid4": worlds.grid4,
