@@ -57,8 +57,10 @@ from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.unet import UNet
-from morphogen.rl.env import Simulated
-from morphogen.rl.rollouts import Online
+from morphogen.rl.env import CartPole, Pendulum, Simulated
+from morphogen.rl.policy import Categorical, DiagonalNormal
+from morphogen.rl.ppo import PPO
+from morphogen.rl.rollouts import Online, Rollouts, standard
 from morphogen.rl.tabular import random_mdp
 from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
 from morphogen.supervised import Classifier
@@ -233,6 +235,14 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "double q-learning": lambda: Instance(
         DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+    ),
+    "ppo, cart-pole": lambda: Instance(
+        PPO(MLP(4, 2, 8, 1), MLP(4, 1, 8, 1), Categorical(2), entropy=0.01),
+        Rollouts(Simulated(CartPole(limit=3), 4), 4, epochs=2, pieces=2, finish=standard),
+    ),
+    "ppo, pendulum": lambda: Instance(
+        PPO(MLP(3, 1, 8, 1), MLP(3, 1, 8, 1), DiagonalNormal(1), value_clip=0.2),
+        Rollouts(Simulated(Pendulum(limit=3), 4), 4, finish=standard),
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
