@@ -230,7 +230,7 @@ def test_partners_are_found_by_name_whatever_their_ending_and_part(folders: Path
 
 
 def test_who_has_no_partner_is_named(folders: Path) -> None:
-    with pytest.raises(UserError, match="'other' in .* has no partner"):
+    with pytest.raises(UserError, match=r"'other' in .* has no partner"):
         len(Matched(albums(folders / "a"), albums(folders / "c")[0]))
     with pytest.raises(UserError, match="one size"):
         len(Matched(albums(folders / "a", 4), albums(folders / "b")[0]))

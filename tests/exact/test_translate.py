@@ -382,5 +382,5 @@ def test_wrong_settings_are_sentences() -> None:
         pix2pix(critic=False, l1=0.0)
     with pytest.raises(UserError, match="one height"):
         Pix2Pix(TranslationUNet(1, 1, 4, 3), PatchCritic(2, 4, 1), (1, 8, 8), (1, 12, 12))
-    assert (NON_SATURATING, LEAST_SQUARES) == (pix2pix().game, cyclegan().game)
+    assert (pix2pix().game, cyclegan().game) == (NON_SATURATING, LEAST_SQUARES)
     assert size(pairs()) == 3

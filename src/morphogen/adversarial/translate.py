@@ -3,8 +3,9 @@ r"""Pictures from pictures: pix2pix where they come in pairs, CycleGAN where the
     pix2pix    G: a -> x, noise by dropout     L_G = V_G(D(a, x), D(a, G(a))) + λ E|x - G(a)|,  λ = 100
                D: pairs                        L_D = V_D(D(a, x), D(a, G(a)))
     CycleGAN   G: a -> x, F: x -> a            L_G = V_G(D(x), D(G(a))) + V_G(D'(a), D'(F(x)))
-                                                   + λ (E|F(G(a)) - a| + E|G(F(x)) - x|) + λ ι (E|G(x) - x| + E|F(a) - a|)
-               D: of x, D': of a               L_D = V_D(D(x), D(G̃)) + V_D(D'(a), D'(F̃)),  λ = 10, ι = 0.5
+                                                     + λ (E|F(G(a)) - a| + E|G(F(x)) - x|),  λ = 10
+                                                     + λ ι (E|G(x) - x| + E|F(a) - a|),  ι = 0.5
+               D: of x, D': of a               L_D = V_D(D(x), D(G̃)) + V_D(D'(a), D'(F̃))
 
 V_D, V_G are the sides of a game (`losses.py`): non-saturating for pix2pix, least squares for CycleGAN. G̃ are made
 pictures through a buffer of the last 50 (Shrivastava et al. 2017): while it fills, each is put in and shown; then, with
@@ -69,8 +70,8 @@ class Pix2Pix(Model):
         return [generator] if self.critic is None else [Phase(self.critic_loss, ("critic",)), generator]
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
-        """The pairs; a batch is never split where the game mixes them."""
-        return {} if self.game.mixes else {"": float(size(batch))}
+        """The pairs; a batch is never split where the game or a batch norm mixes them."""
+        return {} if self.game.mixes or _batch_normed(self) else {"": float(size(batch))}
 
     def critic_loss(self, batch: Batch) -> Loss:
         """The critic's side, on the generator as it now is."""
@@ -97,15 +98,15 @@ class Pix2Pix(Model):
         return scores
 
     def translate(
-        self, source: Float[Tensor, "b *source_shape"], *, noise: Noise | None = None
-    ) -> Float[Tensor, "b *shape"]:
+        self, source: Float[Tensor, b * source_shape], *, noise: Noise | None = None
+    ) -> Float[Tensor, b * shape]:
         """x (B, *shape) of source pictures; the same of one source each time, where no noise is given."""
         made: Tensor = self.generator(source, noise or Noise.of(source))
         return made
 
     def sample(
         self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None
-    ) -> Float[Tensor, "n *shape"]:
+    ) -> Float[Tensor, n * shape]:
         """x (n, *shape) of cond source (n, *source_shape)."""
         return self.translate(_source(cond), noise=noise)
 
@@ -158,8 +159,8 @@ class CycleGAN(Model):
         ]
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
-        """The samples; a batch is never split where the game mixes them."""
-        return {} if self.game.mixes else {"": float(size(batch))}
+        """The samples; a batch is never split where the game or a batch norm mixes them."""
+        return {} if self.game.mixes or _batch_normed(self) else {"": float(size(batch))}
 
     def critic_loss(self, batch: Batch) -> Loss:
         """The critics' side, on made pictures through the buffers; while not training, on those made now."""
@@ -196,13 +197,13 @@ class CycleGAN(Model):
             self.pool_back.put(everyone.gather(seen["made_back"]), everyone.gather(seen["slot_back"]))
 
     def translate(
-        self, source: Float[Tensor, "b *source_shape"], *, noise: Noise | None = None
-    ) -> Float[Tensor, "b *shape"]:
+        self, source: Float[Tensor, b * source_shape], *, noise: Noise | None = None
+    ) -> Float[Tensor, b * shape]:
         """x (B, *shape) of source pictures, without chance: `noise` is not read."""
         made: Tensor = self.generator(source)
         return made
 
-    def translate_back(self, x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *source_shape"]:
+    def translate_back(self, x: Float[Tensor, b * shape]) -> Float[Tensor, b * source_shape]:
         """Source pictures of x (B, *shape)."""
         made: Tensor = self.back(x)
         return made
@@ -221,8 +222,8 @@ class Pool(nn.Module):
         self.register_buffer("held", torch.zeros((), dtype=torch.int64))
 
     def forward(
-        self, made: Float[Tensor, "b *shape"], noise: Noise
-    ) -> tuple[Float[Tensor, "b *shape"], Int[Tensor, " b"]]:
+        self, made: Float[Tensor, b * shape], noise: Noise
+    ) -> tuple[Float[Tensor, b * shape], Int[Tensor, " b"]]:
         """What is shown instead of each of `made`, and which place this is to take, -1 for none. Changes nothing."""
         if not self.size or not self.training:
             return made, torch.full_like(noise.key, -1)
@@ -232,7 +233,7 @@ class Pool(nn.Module):
         shown = torch.where(swapped.view(-1, *(1,) * (made.ndim - 1)), old, made)
         return shown, torch.where(swapped, slot, -1)
 
-    def put(self, made: Float[Tensor, "b *shape"], slot: Int[Tensor, " b"]) -> None:
+    def put(self, made: Float[Tensor, b * shape], slot: Int[Tensor, " b"]) -> None:
         """Put each of `made` in its place, or in the next free one; of several in one place the last stays."""
         place = torch.arange(len(made), device=made.device)
         free = self.held + place
@@ -252,6 +253,10 @@ def _source(cond: Mapping[str, Tensor] | None) -> Tensor:
         )
     source: Tensor = cond["source"]
     return source
+
+
+def _batch_normed(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def _scored(game: Game, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

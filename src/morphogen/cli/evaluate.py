@@ -2,8 +2,9 @@
 
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
-values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
-likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
+values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
+and only the distances are taken. Whatever has a likelihood is measured by that too, and a codec that writes integers by
+how many of them it uses.
 """
 
 from __future__ import annotations

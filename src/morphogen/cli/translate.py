@@ -61,8 +61,8 @@ def translate(
         model = loaded.model
         if not isinstance(model, Translates):
             raise UserError(
-                f"The run {str(run)!r} is a {type(model).__name__}, which makes no pictures of others: {context.command}"
-                " needs a pix2pix or a CycleGAN (`morphogen train --help` lists recipes)."
+                f"The run {str(run)!r} is a {type(model).__name__}, which makes no pictures of others:"
+                f" {context.command} needs a pix2pix or a CycleGAN (`morphogen train --help` lists recipes)."
             )
         if back and not isinstance(model, BothWays):
             raise UserError(f"A {type(model).__name__} goes one way only: leave --back out.")
@@ -130,7 +130,9 @@ def measured_translations(
     with context.tell.progress("picture", len(chosen.x)) as told:
         made = translated(run.model, cond["source"], seed=seed, progress=told)
     if judge is None:
-        context.tell.note("Without a judge there is no distance: train a classifier of these data and give --judge RUN.")
+        context.tell.note(
+            "Without a judge there is no distance: train a classifier of these data and give --judge RUN."
+        )
     order = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(seen), generator=order)[: len(made)]
     real = some(test, min(10_000, len(test)), seed).x

@@ -108,7 +108,7 @@ class Unpaired(Remembers):
 
 
 class Matched(Remembers):
-    """`Items`: the pictures of an album, each with that of the same name (less its ending) in others as its source.
+    """`Items`: the pictures of an album, each with that of the same path (less its ending) in others as its source.
 
     sources: where it is looked for: both parts of an album, as it may be in either. Raises UserError, on first use,
     where a picture has no partner, or the sizes differ.
@@ -155,6 +155,5 @@ class Matched(Remembers):
 
 
 def _stem(name: str) -> str:
-    """A picture's name without its ending, and without the folder of its part."""
-    path = name.rpartition(".")[0].split("/")
-    return "/".join(path[1:] if path[0] in ("train", "test", "val", "valid", "validation") else path)
+    """A picture's path without its ending."""
+    return name.rpartition(".")[0]

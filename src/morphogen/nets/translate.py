@@ -53,9 +53,7 @@ class TranslationUNet(Net):
             _started(nn.Conv2d(a, b, 4, 2, 1, bias=not _normed(k, depth)))
             for k, (a, b) in enumerate(itertools.pairwise([channels, *widths]))
         )
-        self.down_norms = nn.ModuleList(
-            _norm(b) if _normed(k, depth) else nn.Identity() for k, b in enumerate(widths)
-        )
+        self.down_norms = nn.ModuleList(_norm(b) if _normed(k, depth) else nn.Identity() for k, b in enumerate(widths))
         inner = [widths[-1], *(2 * w for w in reversed(widths[:-1]))]
         outer = [*reversed(widths[:-1]), outputs]
         self.up = nn.ModuleList(
@@ -81,24 +79,20 @@ class TranslationUNet(Net):
 
 
 class TranslationResNet(Net):
-    """x (B, channels, H, W) -> (B, outputs, H, W) in [-1, 1], through `blocks` residual blocks at a quarter of the size.
+    """x (B, channels, H, W) -> (B, outputs, H, W) in [-1, 1], through `blocks` residual blocks at a quarter of that.
 
     width: channels at full size; the blocks have 4 width. blocks: 6 in the paper for 128 pixels, 9 for 256.
     dropout: within the blocks, where noise is given. Raises UserError for an x below 8 pixels.
     """
 
-    def __init__(
-        self, channels: int, outputs: int, width: int = 64, blocks: int = 9, *, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, channels: int, outputs: int, width: int = 64, blocks: int = 9, *, dropout: float = 0.0) -> None:
         super().__init__()
         if width < 1 or blocks < 0:
             raise UserError(f"A TranslationResNet of width {width} and {blocks} blocks: give 1 or more, and 0 or more.")
         _probable(dropout)
         self.first = _started(nn.Conv2d(channels, width, 7, padding=3, padding_mode="reflect", bias=False))
         self.first_norm = _norm(width)
-        self.down = nn.ModuleList(
-            _started(nn.Conv2d(k * width, 2 * k * width, 3, 2, 1, bias=False)) for k in (1, 2)
-        )
+        self.down = nn.ModuleList(_started(nn.Conv2d(k * width, 2 * k * width, 3, 2, 1, bias=False)) for k in (1, 2))
         self.down_norms = nn.ModuleList(_norm(2 * k * width) for k in (1, 2))
         self.blocks = nn.ModuleList(TranslationBlock(4 * width, dropout) for _ in range(blocks))
         self.up = nn.ModuleList(
@@ -137,7 +131,7 @@ class TranslationBlock(Net):
         return out
 
 
-def dropped(h: Float[Tensor, "b *shape"], rate: float, noise: Noise | None) -> Float[Tensor, "b *shape"]:
+def dropped(h: Float[Tensor, b * shape], rate: float, noise: Noise | None) -> Float[Tensor, b * shape]:
     """h with a share `rate` of its numbers set to 0 by `noise`, and the others made larger by 1 / (1 - rate)."""
     if not rate or noise is None:
         return h

@@ -1,5 +1,4 @@
-"""A classifier of emoji by category, whose features judge translations of them.
-"""
+"""A classifier of emoji by category, whose features judge translations of them."""
 
 from __future__ import annotations
 

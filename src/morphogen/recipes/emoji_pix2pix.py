@@ -1,5 +1,4 @@
-"""Emoji of one style drawn in the other: pix2pix on 1,011 pairs of Google's and Twitter's pictures.
-"""
+"""Emoji of one style drawn in the other: pix2pix on 1,011 pairs of Google's and Twitter's pictures."""
 
 from __future__ import annotations
 

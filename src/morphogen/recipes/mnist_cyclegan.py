@@ -1,5 +1,4 @@
-"""Digits from thick dark ones on a light ground, learned without a pair: CycleGAN on two halves of MNIST.
-"""
+"""Digits from thick dark ones on a light ground, learned without a pair: CycleGAN on two halves of MNIST."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Digits drawn from their edges, or edges from digits: pix2pix on pairs made of MNIST.
-"""
+"""Digits drawn from their edges, or edges from digits: pix2pix on pairs made of MNIST."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from ..experiment import Data, Experiment
 
 def mnist_edges(
     to: Literal["digits", "edges"] = "digits",
+    fine: bool = False,
     critic: bool = True,
     steps: int = 1500,
     width: int = 32,
@@ -19,13 +19,14 @@ def mnist_edges(
 ) -> Experiment:
     """Pix2pix on MNIST's digits and their edges: a U-Net and a critic of patches of 16 pixels.
 
-    to: what is to be made of the other. critic: without one the same U-Net learns by the absolute error alone, as the
-    control. steps: training steps. width: channels of the U-Net's first level. batch: pairs a step. lr: the learning
-    rate. l1: weight of the absolute error.
+    to: what is to be made of the other. fine: edges at full size, which leave little open; else at half of it.
+    critic: without one the same U-Net learns by the absolute error alone, as the control. steps: training steps.
+    width: channels of the U-Net's first level. batch: pairs a step. lr: the learning rate, which falls to 0 in the
+    second half. l1: weight of the absolute error.
     """
     from ..adversarial.translate import Pix2Pix
     from ..average import EMA
-    from ..data.edges import drawn_edges
+    from ..data.edges import coarse_edges, drawn_edges
     from ..data.mnist import MNIST, space
     from ..data.paired import Derived
     from ..data.source import Shuffled
@@ -36,7 +37,8 @@ def mnist_edges(
     from ..optim import AdamW, Linear
     from ..train import Trainer
 
-    train, test = (Derived(MNIST(part), drawn_edges, reverse=to == "edges") for part in ("train", "test"))
+    change = drawn_edges if fine else coarse_edges
+    train, test = (Derived(MNIST(part), change, reverse=to == "edges") for part in ("train", "test"))
     net = TranslationUNet(1, 1, width, 4, dropped=2)
     model = Pix2Pix(net, PatchCritic(2, width, 1) if critic else None, (1, 28, 28), (1, 28, 28), l1=l1)
     optim = AdamW(lr, betas=(0.5, 0.99), schedule=Linear())

@@ -68,8 +68,8 @@ def translate(
             b,
             identity=0.5 if a == b else 0.0,
         )
-        data = Unpaired(Shuffled(sources[0], batch), Shuffled(targets[0], batch))
-        test = Together(sources[1], targets[1])
+        data: Unpaired | Shuffled = Unpaired(Shuffled(sources[0], batch), Shuffled(targets[0], batch))
+        test: Together | Matched = Together(sources[1], targets[1])
         names, metric = ("generator+back", "critic+critic_back"), "generator_loss.cycle"
     else:
         depth = min(8, size.bit_length() - 1)  # down to one pixel
