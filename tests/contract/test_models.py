@@ -296,7 +296,7 @@ MODELS: dict[str, Callable[[], Instance]] = {
             (1, 8, 8),
             pool=5,
         ),
-        Unpaired(_digits(), _digits()),
+        Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),

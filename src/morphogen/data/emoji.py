@@ -23,9 +23,10 @@ from ..errors import UserError, unknown
 from .items import Stored
 from .roots import find
 from .space import Pictures
+from .table import describe
 
 STYLES = ("google", "twitter")
-CATEGORIES = ("Activity", "Flags", "Foods", "Nature", "Objects", "People", "Places", "Symbols")
+CATEGORIES = describe("emoji").classes
 _PARTS = {"train": (0, 1, 2, 3, 5, 6, 7, 8), "valid": (4,), "test": (9,)}
 _CELL = 64
 

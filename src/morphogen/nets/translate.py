@@ -47,7 +47,7 @@ class TranslationUNet(Net):
         if width < 1 or depth < 2:
             raise UserError(f"A TranslationUNet of width {width} and depth {depth}: give 1 or more, and 2 or more.")
         _probable(dropout)
-        self.depth, self.dropout, self.dropped = depth, dropout, dropped
+        self.depth, self.share, self.dropped = depth, dropout, dropped
         widths = [width * min(2**k, 8) for k in range(depth)]
         self.down = nn.ModuleList(
             _started(nn.Conv2d(a, b, 4, 2, 1, bias=not _normed(k, depth)))
@@ -73,7 +73,7 @@ class TranslationUNet(Net):
         for k, (conv, norm) in enumerate(zip(self.up, self.up_norms, strict=False)):
             h = norm(conv(F.relu(h), output_size=sizes.pop()))
             if k < self.dropped:
-                h = dropped(h, self.dropout, noise)
+                h = dropped(h, self.share, noise)
             h = torch.cat((h, skips.pop()), 1)
         return torch.tanh(self.up[-1](F.relu(h), output_size=sizes.pop()))
 
@@ -119,14 +119,14 @@ class TranslationBlock(Net):
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.share = dropout
         self.convs = nn.ModuleList(
             _started(nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect", bias=False)) for _ in range(2)
         )
         self.norms = nn.ModuleList(_norm(channels) for _ in range(2))
 
     def forward(self, h: Float[Tensor, "b c h w"], noise: Noise | None = None) -> Float[Tensor, "b c h w"]:
-        r = dropped(F.relu(self.norms[0](self.convs[0](h))), self.dropout, noise)
+        r = dropped(F.relu(self.norms[0](self.convs[0](h))), self.share, noise)
         out: Tensor = h + self.norms[1](self.convs[1](r))
         return out
 
