@@ -10,8 +10,8 @@ from ..experiment import Data, Experiment
 def emoji_classifier(
     style: Literal["twitter", "google"] = "twitter",
     size: Literal[32, 64] = 64,
-    width: int = 24,
-    epochs: float = 30.0,
+    width: int = 16,
+    epochs: float = 20.0,
     batch: int = 64,
     lr: float = 0.005,
 ) -> Experiment:
