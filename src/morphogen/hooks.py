@@ -93,7 +93,7 @@ class Translations(Remembers):
         if test is None or not len(test):
             return
         batch = test.take(torch.arange(min(self.n, len(test))))
-        source = batch["cond"]["source"]
+        source = (batch.get("cond") or {}).get("source", batch["x"])
         rows = {"source": source, "translated": translated(training.model, source)}
         if is_paired(test):
             rows["truth"] = batch["x"]

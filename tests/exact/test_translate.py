@@ -367,6 +367,10 @@ def test_translations_leave_the_model_as_it_was_and_do_not_mix() -> None:
     assert model.training
     assert not model.critic.training  # type: ignore[union-attr]
     torch.testing.assert_close(made, translated(model, source, chunk=5))
+    with pytest.raises(UserError, match="Pix2Pix goes one way only"):
+        translated(model, source, back=True)
+    with pytest.raises(UserError, match="Linear makes no pictures"):
+        translated(nn.Linear(2, 2), source)
     told: list[int] = []
     back = translated(cyclegan(), pairs(5)["x"], back=True, chunk=2, progress=told.append)  # type: ignore[arg-type]
     assert (back.shape, told) == ((5, 1, 12, 12), [2, 4, 5])

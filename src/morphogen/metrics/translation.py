@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core import Items, Noise
+from ..errors import UserError
 from .classification import accuracy
 from .frechet import frechet_distance
 from .judge import Judge, read
@@ -60,7 +61,7 @@ def is_paired(items: Items) -> bool:
 
 @torch.no_grad()
 def translated(
-    model: object,
+    model: nn.Module,
     source: Float[Tensor, n * shape],
     *,
     back: bool = False,
@@ -71,21 +72,19 @@ def translated(
     """The translations (n, ...) of all sources on the CPU, made where the model is, in evaluation mode.
 
     The i-th is a function of its source, the seed and i. back: source pictures of pictures.
+    Raises UserError for a model that makes no pictures of others, or does not go back.
     """
-    assert isinstance(model, nn.Module)
+    if not isinstance(model, BothWays if back else Translates):
+        what = "goes one way only" if isinstance(model, Translates) else "makes no pictures of others"
+        raise UserError(f"A {type(model).__name__} {what}: give a Pix2Pix or a CycleGAN (which goes both ways).")
     device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
     model.eval()
     made = []
     try:
         for begin in range(0, len(source), chunk):
             part = source[begin : begin + chunk].to(device)
-            if back:
-                assert isinstance(model, BothWays)
-                made.append(model.translate_back(part).cpu())
-            else:
-                assert isinstance(model, Translates)
-                noise = Noise.seeded(seed, len(part), start=begin, device=device)
-                made.append(model.translate(part, noise=noise).cpu())
+            noise = Noise.seeded(seed, len(part), start=begin, device=device)
+            made.append((model.translate_back(part) if back else model.translate(part, noise=noise)).cpu())
             progress(begin + len(part))
     finally:
         for m, mode in modes.items():
