@@ -6,6 +6,7 @@ from .gan import GAN
 from .losses import GAMES, Game
 from .penalties import R1, R2, Consistency, GradientPenalty
 from .readings import Auxiliary, Categorical, Continuous
+from .translate import CycleGAN, Pix2Pix
 
 __all__ = [
     "GAMES",
@@ -16,6 +17,8 @@ __all__ = [
     "Categorical",
     "Consistency",
     "Continuous",
+    "CycleGAN",
     "Game",
     "GradientPenalty",
+    "Pix2Pix",
 ]

@@ -41,7 +41,7 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 _TEST = ("test", "val", "valid", "validation")
 _OPENS = 178_956_970  # pixels: of more Pillow opens no file
 _SHARE = 20  # one picture in so many is held out
-_TAKEN = ("t", "r", "null", "text", "text_mask")  # conditions of nets' own
+_TAKEN = ("t", "r", "null", "source", "text", "text_mask")  # conditions of nets' own
 _LOOKED = {"bytes", "sha256", "height", "width", "bad"}  # what looking at a file tells
 _COLUMNS = {"file": "file_name", "text": "caption"}  # other names of columns
 
