@@ -4,9 +4,9 @@ r"""Adaptive augmentation: the critic sees real and made pictures changed alike,
 
     r = E sign D(T x),     p <- clip(p ± samples / (1000 kimg)),  up where r is above its target 0.6, else down
 
-A critic that has learned the training pictures by heart scores all of them as real (r -> 1). As long as p is below 1,
-what two laws of augmented pictures have in common they have in common themselves: a change that is made with probability
-p mixes pictures by (1 - p) I + p K, which is invertible, so that nothing leaks into what is drawn.
+A critic that has learned the training pictures by heart scores all of them as real (r -> 1). A change that is made
+with probability p turns a law of pictures into (1 - p) I + p K of it, which can be inverted while p is below 1: where
+the laws of augmented pictures are equal, those of the pictures are, and nothing leaks into what is drawn.
 
     moves    mirrored; turned by quarters; shifted by whole pixels; scaled; turned; stretched; shifted
     colours  brightness, contrast, luma flip, hue, saturation

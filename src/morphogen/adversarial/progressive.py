@@ -1,14 +1,14 @@
 r"""Progressive growing: a GAN that begins with pictures of 4 x 4 and doubles them as it learns.
 
-    level k = 1, 2, …:   for `fade` steps α goes from 0 to 1, then for `stable` steps it stays   (level 0: `stable` alone)
+    level k = 1, 2, …:   for `fade` steps α goes from 0 to 1, then for `stable` steps it stays   (level 0: `stable`)
     real pictures        x_k = the mean of patches of x;  while α < 1:  α x_k + (1 - α) double(half x_k)
 
-Level and α are functions of the step alone, so that a run goes on exactly wherever it was cut. The game is Wasserstein's
-with a gradient penalty and a small cost of scores that drift from 0, E D(x)²; any other will do.
+Level and α are functions of the step alone, so that a run goes on exactly wherever it was cut. The game is that of
+Wasserstein with a gradient penalty and a small cost of scores that drift from 0, E D(x)²; any other will do.
 
 Karras, Aila, Laine & Lehtinen 2018, "Progressive growing of GANs for improved quality, stability, and variation",
-arXiv:1710.10196, section 2 and appendix A. Departures: one batch size for all levels; the optimisers keep what they know
-when the nets grow.
+arXiv:1710.10196, section 2 and appendix A. Departures: one batch size for all levels; the optimisers keep what they
+know when the nets grow.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ProgressiveGAN(Model):
         """The critic's side of the game, on pictures of the present size."""
         cond, noise, stage = batch.get("cond") or NONE, Noise(keys(batch["key"], _CRITIC)), self.stage
         with torch.no_grad():
-            fake = self.generator(self.latents(len(batch["key"]), noise=noise), cond, stage=stage)
+            fake = self.generator(self.draw_z(len(batch["key"]), noise=noise), cond, stage=stage)
         penalties = due(self.penalties, self.step) if self.training else []
         real, fake = (t.detach().requires_grad_(bool(penalties)) for t in (self._real(batch, stage), fake))
 
@@ -132,7 +132,7 @@ class ProgressiveGAN(Model):
     def generator_loss(self, batch: Batch) -> Loss:
         """The generator's side of the game."""
         cond, noise, stage = batch.get("cond") or NONE, Noise(keys(batch["key"], _GENERATOR)), self.stage
-        made = self.generator(self.latents(len(batch["key"]), noise=noise), cond, stage=stage)
+        made = self.generator(self.draw_z(len(batch["key"]), noise=noise), cond, stage=stage)
         fake = self.critic(made, cond, stage=stage)
         real = self.critic(self._real(batch, stage), cond, stage=stage) if self.game.compares else fake
         return Loss(self.game.generator(real, fake))
@@ -143,9 +143,7 @@ class ProgressiveGAN(Model):
 
     # ---- pictures
 
-    def sample(
-        self, n: int, cond: Cond | None = None, *, noise: Noise | None = None
-    ) -> Float[Tensor, " n *shape"]:
+    def sample(self, n: int, cond: Cond | None = None, *, noise: Noise | None = None) -> Float[Tensor, " n *shape"]:
         """n pictures of the full size, those of nets that are not grown enlarged. Where `cond` names no class, a net
         with classes draws one for each.
         """
@@ -153,17 +151,19 @@ class ProgressiveGAN(Model):
         weight = self.generator.second.weight
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=weight.device))
-        z = self.latents(n, noise=noise)
+        z = self.draw_z(n, noise=noise)
         if self.generator.classes is not None and "label" not in (cond or NONE):
             cond = {**(cond or NONE), "label": noise.integers(self.generator.classes).to(z.device)}
         return self.decode(z, cond)
 
-    def latents(self, n: int, *, noise: Noise) -> Float[Tensor, "n d"]:
+    def draw_z(self, n: int, *, noise: Noise) -> Float[Tensor, "n d"]:
         """n draws of z."""
         return noise.normal(self.generator.latent).to(self.generator.second.weight)
 
     def decode(self, z: Float[Tensor, "b d"], cond: Cond | None = None) -> Float[Tensor, " b *shape"]:
-        """The pictures of z."""
+        """The pictures of z. Raises UserError where the nets know classes and `cond` has no label."""
+        if self.generator.classes is not None and "label" not in (cond or NONE):
+            raise UserError('This generator draws what class it is told: give it cond={"label": …}, one for each z.')
         x: Tensor = self.generator(z, cond or NONE, stage=self.stage)
         while x.shape[2] < self.generator.edge:
             x = doubled(x)

@@ -8,10 +8,10 @@ r"""StyleGAN2: a generator of styles against a residual critic, with what keeps 
 
 T augments, with a probability that training adapts (`ada.py`). G is averaged by the trainer.
 
-Karras et al. 2019, "A style-based generator architecture for generative adversarial networks", arXiv:1812.04948 (mixing,
-truncation); Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", arXiv:1912.04958 (the nets,
-lazy regularisation, path length); Karras et al. 2020, "Training generative adversarial networks with limited data",
-arXiv:2006.06676 (T).
+Karras et al. 2019, "A style-based generator architecture for generative adversarial networks", arXiv:1812.04948
+(mixing, truncation); Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", arXiv:1912.04958 (the
+nets, lazy regularisation, path length); Karras et al. 2020, "Training generative adversarial networks with limited
+data", arXiv:2006.06676 (T).
 Departures: what is lazy is added to the loss of the steps in which it is due and has no optimiser step of its own, so
 that Adam's constants need no correction; the gradient penalty is of the critic at T x, not through T; w̄ and a begin as
 means of what was seen; the conditions of made pictures are those of the batch.
@@ -42,7 +42,7 @@ _CRITIC, _GENERATOR, _PATH = 0x57E1, 0x57E2, 0x57E3  # each turn draws pictures 
 def path_lengths(
     x: Float[Tensor, "b c h w"], styles: Float[Tensor, "b l d"], y: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, " b"]:
-    """|J_wᵀ y| / √(H W), the root of its mean over layers, for x made of these styles and y ~ N(0, I); differentiable."""
+    """|J_wᵀ y| / √(H W), as a root mean square over layers, of x made of these styles; y ~ N(0, I). Differentiable."""
     pixels = x.shape[2] * x.shape[3]
     (pulled,) = torch.autograd.grad((x * y).sum() / pixels**0.5, styles, create_graph=True)
     return pulled.square().sum(2).mean(1).sqrt()
@@ -180,7 +180,7 @@ class StyleGAN2(Model):
     def styles(self, cond: Cond, noise: Noise) -> Float[Tensor, "b l d"]:
         """Styles (B, layers, width) as in training: of one z or, from a random layer on, of another."""
         z, other = (noise.normal(self.generator.latent).to(self.mean_w) for _ in range(2))
-        w = self.generator.mapping(z, cond)[:, None].expand(-1, self.generator.layers, -1)
+        w: Tensor = self.generator.mapping(z, cond)[:, None].expand(-1, self.generator.layers, -1)
         if not self.mixing or self.generator.layers < 2:
             return w
         mixed, cut = noise.uniform().to(z.device) < self.mixing, 1 + noise.integers(self.generator.layers - 1)
@@ -200,7 +200,7 @@ class StyleGAN2(Model):
         one_for_each(n, cond or NONE, noise)
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=self.mean_w.device))
-        z = self.latents(n, noise=noise)
+        z = self.draw_z(n, noise=noise)
         if self.generator.classes is not None and "label" not in (cond or NONE):
             cond = {**(cond or NONE), "label": noise.integers(self.generator.classes).to(z.device)}
         w = self.mapped(z, cond, truncation)
@@ -208,12 +208,16 @@ class StyleGAN2(Model):
             noise = Noise(torch.zeros_like(noise.key))
         return self.generator.synthesise(w[:, None].expand(-1, self.generator.layers, -1), noise)
 
-    def latents(self, n: int, *, noise: Noise) -> Float[Tensor, "n d"]:
+    def draw_z(self, n: int, *, noise: Noise) -> Float[Tensor, "n d"]:
         """n draws of z."""
         return noise.normal(self.generator.latent).to(self.mean_w)
 
-    def mapped(self, z: Float[Tensor, "b d"], cond: Cond | None = None, truncation: float = 1.0) -> Float[Tensor, "b w"]:
-        """w of z, truncated."""
+    def mapped(
+        self, z: Float[Tensor, "b d"], cond: Cond | None = None, truncation: float = 1.0
+    ) -> Float[Tensor, "b w"]:
+        """w of z, truncated. Raises UserError where the net knows classes and `cond` has no label."""
+        if self.generator.classes is not None and "label" not in (cond or NONE):
+            raise UserError('This generator draws what class it is told: give it cond={"label": …}, one for each z.')
         w: Tensor = self.generator.mapping(z, cond or NONE)
         return w if truncation == 1 else torch.lerp(self.mean_w, w, truncation)
 

@@ -1,7 +1,7 @@
 r"""A generator and a critic that grow: every size of picture has its own way in and out.
 
-    generator   z -> 4 x 4 -> (double, conv, conv) -> …       at size k:  (1 - α) double(image_{k-1}) + α image_k
-    critic      … <- (halve, conv, conv) <- 4 x 4             at size k:  (1 - α) in_{k-1}(half x)    + α half(block_k(in_k x))
+    generator   z -> 4 x 4 -> (double, conv, conv) -> …     at size k:  (1 - α) double(image_{k-1}) + α image_k
+    critic      … -> (conv, conv, halve) -> 4 x 4 -> score  at size k:  (1 - α) in_{k-1}(half x) + α half(block(in_k x))
 
 α goes from 0 to 1 while size k fades in: at 0 both nets are those of the size below, at 1 the old way in and out is no
 longer used. Feature vectors of the generator are normed at each place, weights learn at equal rates, and the critic is
@@ -34,7 +34,7 @@ _HE = math.sqrt(2)
 
 
 class Stage(NamedTuple):
-    """How far the nets have grown. level: pictures are 4 · 2^level pixels along each axis. alpha: share of the newest."""
+    """How far the nets have grown. level: pictures have 4 · 2^level pixels a side. alpha: share of the newest size."""
 
     level: int
     alpha: float = 1.0
@@ -80,9 +80,7 @@ class GrowingGenerator(Net):
         self.blocks = nn.ModuleList(_Twice(a, b, b, norm=True) for a, b in itertools.pairwise(widths))
         self.images = nn.ModuleList(EqualConv(c, shape[0], 1) for c in widths)
 
-    def forward(
-        self, z: Float[Tensor, "b _"], cond: Cond = NONE, *, stage: Stage
-    ) -> Float[Tensor, "b c e e"]:
+    def forward(self, z: Float[Tensor, "b _"], cond: Cond = NONE, *, stage: Stage) -> Float[Tensor, "b c e e"]:
         z = pixel_norm(z)
         if self.embed is not None:
             z = torch.cat((z, pixel_norm(self.embed(cond, len(z)))), 1)
@@ -117,9 +115,7 @@ class GrowingCritic(Net):
         self.score = EqualLinear(widths[0], 1)
         self.embed = None if classes is None else ClassEmbedding(classes, widths[0])
 
-    def forward(
-        self, x: Float[Tensor, "b c e e"], cond: Cond = NONE, *, stage: Stage
-    ) -> Float[Tensor, " b"]:
+    def forward(self, x: Float[Tensor, "b c e e"], cond: Cond = NONE, *, stage: Stage) -> Float[Tensor, " b"]:
         h = _leaky(self.images[stage.level](x))
         for k in range(stage.level, 0, -1):
             h = halved(self.blocks[k - 1](h))

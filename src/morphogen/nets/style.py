@@ -1,8 +1,8 @@
 r"""The nets of StyleGAN2: a mapping of noise to styles, a synthesis that styles modulate, a residual critic.
 
     mapping      w = f(z / |z|_rms, e(label) / |e|_rms),    f: `depth` linear layers that learn at 0.01 of the rate
-    synthesis    a constant 4 x 4; at each size: (double, modulated conv), modulated conv, and an RGB image that is added
-                 to the doubled one of the size below
+    synthesis    a constant 4 x 4; at each size: (double, modulated conv), modulated conv, and an RGB image that is
+                 added to the doubled one of the size below
     modulation   y_o = d_o Σ_i w_oi ∗ (s_i x_i),   d_o = 1 / √(Σ_i,k (s_i w_oik)² + 1e-8),   s = A w
     noise        a value for each place, times a strength for each layer, before bias and leaky ReLU
     critic       at each size: (skip(half(x)) + half-conv(conv(x))) / √2; then the minibatch deviation and two layers
@@ -12,9 +12,9 @@ Modulating x and demodulating y is the same as giving each sample filters of its
 paper, and one ordinary convolution.
 
 Karras, Laine, Aittala, Hellsten, Lehtinen & Aila 2020, "Analyzing and improving the image quality of StyleGAN",
-arXiv:1912.04958; conditions as in Karras et al. 2020, arXiv:2006.06676. Departures: images and skips repeat their border
-when doubled or halved (there: zeros); pictures that are no power of two are the middle of one, framed by `fill` for the
-critic; a minibatch deviation over neighbours (`equal.py`).
+arXiv:1912.04958; conditions as in Karras et al. 2020, arXiv:2006.06676. Departures: images and skips repeat their
+border when doubled or halved (there: zeros); pictures that are no power of two are the middle of one, framed by `fill`
+for the critic; a minibatch deviation over neighbours (`equal.py`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class ToImage(Net):
 
 
 class StyleMapping(Net):
-    """z (B, latent) and cond -> w (B, width). depth: layers. classes: whose labels count, or None. rate: of learning."""
+    """z (B, latent) and cond -> w (B, width). depth: layers. classes: of labels, or None. rate: of learning."""
 
     def __init__(self, latent: int, width: int, depth: int = 8, classes: int | None = None, rate: float = 0.01) -> None:
         super().__init__()
@@ -221,4 +221,5 @@ class StyleCritic(Net):
         if self.embed is None:
             return scores[:, 0]
         about = pixel_norm(self.embed(cond, len(x)))
-        return (scores * about).sum(1) / math.sqrt(about.shape[1])
+        projected: Tensor = (scores * about).sum(1)
+        return projected / math.sqrt(about.shape[1])
