@@ -14,7 +14,8 @@ from morphogen.data.digits import Digits
 from morphogen.data.items import Tensors
 from morphogen.data.stacked import Stacked, mode_of
 from morphogen.errors import UserError
-from morphogen.metrics.stacked import channel_labels, stacked_coverage, stacked_modes
+from morphogen.metrics.measure import Measure
+from morphogen.metrics.stacked import channel_labels, stacked_modes
 
 
 def flat(classes: int = 10, each: int = 7) -> Tensors:
@@ -31,6 +32,10 @@ class Reads:
 
     def features(self, x: Tensor) -> Tensor:
         return x.flatten(1)
+
+
+def coverage(x: Tensor, classes: tuple[int, ...]) -> dict[str, Measure]:
+    return stacked_modes(mode_of(channel_labels(Reads(), x), classes), len(classes) ** 3)
 
 
 def test_an_item_is_three_pictures_and_its_label_their_digits() -> None:
@@ -66,7 +71,7 @@ def test_some_classes_make_fewer_modes() -> None:
 def test_modes_of_real_data_are_as_many_as_the_collector_of_coupons_expects(classes: tuple[int, ...]) -> None:
     n, k = 4000, len(classes) ** 3
     x = Stacked(flat(), classes, count=n).take(torch.arange(n))["x"]
-    found = stacked_coverage(Reads(), x, classes)
+    found = coverage(x, classes)
     assert found["modes"].value == pytest.approx(
         k * (1 - (1 - 1 / k) ** n), abs=4 * math.sqrt(k * math.exp(-n / k)) + 1e-9
     )
@@ -78,7 +83,7 @@ def test_modes_of_real_data_are_as_many_as_the_collector_of_coupons_expects(clas
 def test_planted_gaps_are_counted(missing: int) -> None:
     batch = Stacked(flat(), (0, 3, 9), count=6000).take(torch.arange(6000))
     kept = batch["cond"]["label"] >= missing
-    found = stacked_coverage(Reads(), batch["x"][kept], (0, 3, 9))
+    found = coverage(batch["x"][kept], (0, 3, 9))
     assert found["modes"].value == 27 - missing
     assert found["KL"].value == pytest.approx(math.log(27 / (27 - missing)), abs=0.01)
 
@@ -90,12 +95,14 @@ def test_kl_in_closed_form_and_strays() -> None:
     assert found["strays"].value == 0.5
     wanted = sum(q * math.log(4 * q) for q in (0.6, 0.3, 0.1))
     assert found["KL"].value == pytest.approx(wanted)
-    assert stacked_modes(mode, 4, torch.tensor([0.6, 0.3, 0.1, 0.0]))["KL"].value == pytest.approx(0, abs=1e-12)
+    assert stacked_modes(mode, 4, torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64))["KL"].value == pytest.approx(
+        0, abs=1e-12
+    )
     assert stacked_modes(torch.tensor([-1]), 4)["KL"].value == math.inf
     with pytest.raises(UserError, match="no samples"):
         stacked_modes(torch.tensor([], dtype=torch.long), 4)
     assert channel_labels(Reads(), torch.full((2, 3, 2, 2), 4.0)).tolist() == [[4, 4, 4]] * 2
-    stray = stacked_coverage(Reads(), torch.full((2, 3, 2, 2), 4.0), (1, 2))
+    stray = coverage(torch.full((2, 3, 2, 2), 4.0), (1, 2))
     assert stray["strays"].value == 1
 
 

@@ -2,14 +2,14 @@ r"""A generator as a codec: the latents of a picture are those that draw it best
 
     encode(x) = argmin over u of   mean (G(u) - x)² + λ d(G(u), x),      decode(u) = G(u)
 
-by Adam, its rate on half a cosine, from a few starts of which the best is taken. u lies in one of the generator's spaces:
-z, the noise it was trained on; for one of styles also w, a single style, and w+, a style for each layer, which draws
-what it was never trained on too. d compares what a trained net sees in the two, such as `latent.Perceptual`.
+by Adam, its rate on half a cosine, from a few starts of which the best is taken. u lies in one of the generator's
+spaces: z, the noise it was trained on; for one of styles also w, a single style, and w+, a style for each layer, which
+draws what it was never trained on too. d compares what a trained net sees in both, such as `latent.Perceptual`.
 
 Zhu, Krähenbühl, Shechtman & Efros 2016, "Generative visual manipulation on the natural image manifold",
-arXiv:1609.03552 (inversion by optimisation); Abdal, Qin & Wonka 2019, "Image2StyleGAN", arXiv:1904.03189 (w+); Karras et
-al. 2020, arXiv:1912.04958, appendix D. Departures: the generator's noise inputs are fixed and not optimised; the starts
-are keyed by the picture, so that it has the same latents in any batch.
+arXiv:1609.03552 (inversion by optimisation); Abdal, Qin & Wonka 2019, "Image2StyleGAN", arXiv:1904.03189 (w+); Karras
+et al. 2020, arXiv:1912.04958, appendix D. Departures: the generator's noise inputs are fixed and not optimised; the
+starts are keyed by the picture, so that it has the same latents in any batch.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Inverse(Net):
         """n latents u of pictures that the generator draws."""
         return self.ways.draw(n, cond or NONE, noise)
 
-    def decode(self, u: Float[Tensor, "b *latent"], cond: Cond | None = None) -> Tensor:
+    def decode(self, u: Float[Tensor, " b *latent"], cond: Cond | None = None) -> Tensor:
         """The pictures of latents."""
         return self.ways.decode(u, cond or NONE)
 

@@ -41,9 +41,9 @@ def interpolate(
 ) -> None:
     """Walk in the latent space from one thing to another, and on to further ones, and draw what lies on the way.
 
-    run: the folder of the run, of a codec or a GAN. ends: two or more of these, in order: a number, for a held-out item;
-    the path of a picture; or the word sample, for one that the run draws. way: linear, or spherical, which keeps the
-    norm of Gaussian latents (default: spherical where the run can sample and has no code book, else linear).
+    run: the folder of the run, of a codec or a GAN. ends: two or more of these, in order: a number, for a held-out
+    item; the path of a picture; or the word sample, for one that the run draws. way: linear, or spherical, which keeps
+    the norm of Gaussian latents (default: spherical where the run can sample and has no code book, else linear).
     steps: pictures from each end to the next, both ends among them. label: the class of each end, in turn, for a codec
     that is told classes (default: those of the items). space: of a GAN, which items and pictures are inverted in, a
     second or so each: z, or of styles w or w+ (default: z). extractor: the run of a classifier, whose features are

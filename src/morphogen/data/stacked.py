@@ -61,7 +61,7 @@ class Stacked(Remembers):
 
 
 def mode_of(label: Tensor, classes: Sequence[int]) -> Tensor:
-    """The mode (n,) of the classes (n, channels) of a picture's channels; -1 where one of them is not stacked at all."""
+    """The mode (n,) of the classes (n, channels) of the channels; -1 where one of them is not stacked at all."""
     place = (label[:, :, None] == torch.tensor(classes, device=label.device)).int()  # (n, channels, classes)
     digit, known = place.argmax(2), place.any(2).all(1)
     power = len(classes) ** torch.arange(label.shape[1] - 1, -1, -1, device=label.device)

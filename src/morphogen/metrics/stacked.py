@@ -10,7 +10,6 @@ expected count is K (1 - (1 - 1/K)^n), and KL about (K - 1) / (2 n), not 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -46,15 +45,3 @@ def stacked_modes(
         "strays": share(len(mode) - good, len(mode), "samples that are read as no mode"),
         "KL": Measure(kl, kl, kl, good, f"nats from {modes} modes' own shares to the samples', no interval"),
     }
-
-
-def stacked_coverage(
-    judge: Judge, x: Float[Tensor, "n c h w"], classes: Sequence[int] = tuple(range(10))
-) -> dict[str, Measure]:
-    """`stacked_modes` of pictures whose channels are digits of these classes, all modes being equally likely."""
-    place = torch.full((max(10, *classes) + 1,), -1, dtype=torch.long)
-    place[list(classes)] = torch.arange(len(classes))
-    digit = place[channel_labels(judge, x).cpu()]  # (n, C)
-    power = len(classes) ** torch.arange(x.shape[1] - 1, -1, -1)
-    mode = torch.where((digit >= 0).all(1), (digit * power).sum(1), -1)
-    return stacked_modes(mode, len(classes) ** x.shape[1])

@@ -182,7 +182,8 @@ class _Residual(Net):
 
     def forward(self, x: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b _ i j"]:
         h = _filtered(F.pad(leaky(self.first(x)), (2, 2, 2, 2)), stride=1, gain=1.0)
-        return (leaky(self.second(h)) + self.skip(fir_halved(x))) * math.sqrt(0.5)
+        y: Tensor = leaky(self.second(h)) + self.skip(fir_halved(x))
+        return y * math.sqrt(0.5)
 
 
 class StyleCritic(Net):
@@ -221,5 +222,5 @@ class StyleCritic(Net):
         if self.embed is None:
             return scores[:, 0]
         about = pixel_norm(self.embed(cond, len(x)))
-        projected: Tensor = (scores * about).sum(1)
+        projected = (scores * about).sum(1)
         return projected / math.sqrt(about.shape[1])
