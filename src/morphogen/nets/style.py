@@ -1,6 +1,6 @@
 r"""The nets of StyleGAN2: a mapping of noise to styles, a synthesis that styles modulate, a residual critic.
 
-    mapping      w = f(z / |z|_rms, e(label) / |e|_rms),    f: `depth` linear layers that learn at 0.01 of the rate
+    mapping      w = f(z / |z|_rms, e(label) / |e|_rms),    f: `depth` linear layers that learn at λ = 0.01 of the rate
     synthesis    a constant 4 x 4; at each size: (double, modulated conv), modulated conv, and an RGB image that is
                  added to the doubled one of the size below
     modulation   y_o = d_o Σ_i w_oi ∗ (s_i x_i),   d_o = 1 / √(Σ_i,k (s_i w_oik)² + 1e-8),   s = A w
@@ -14,7 +14,8 @@ paper, and one ordinary convolution.
 Karras, Laine, Aittala, Hellsten, Lehtinen & Aila 2020, "Analyzing and improving the image quality of StyleGAN",
 arXiv:1912.04958; conditions as in Karras et al. 2020, arXiv:2006.06676. Departures: images and skips repeat their
 border when doubled or halved (there: zeros); pictures that are no power of two are the middle of one, framed by `fill`
-for the critic; a minibatch deviation over neighbours (`equal.py`).
+for the critic; a score has a part without the class (there: all of it is projected on its embedding), for ten classes
+learn slowly apart; a minibatch deviation over neighbours (`equal.py`).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class StyleGenerator(Net):
     """z (B, latent) -> x (B, *shape), by styles w (B, width) of which each layer is given one.
 
     shape:   (C, H, W); the nets work on the first power of two that holds it.
-    widths:  channels at 4x4, 8x8, … up to there. latent, width, depth: of z, of w, of the mapping.
+    widths:  channels at 4x4, 8x8, … up to there. latent, width: of z and w. depth, rate: layers of the mapping, and λ.
     classes: of `cond["label"]`; None for no conditions.
     """
 
@@ -144,13 +145,14 @@ class StyleGenerator(Net):
         latent: int = 512,
         width: int = 512,
         depth: int = 8,
+        rate: float = 0.01,
         classes: int | None = None,
     ) -> None:
         super().__init__()
         self.edge = resolution(shape, widths)
         self.shape, self.latent, self.width, self.classes = tuple(shape), latent, width, classes
         self.layers = 2 * len(widths)  # that take a style; an image shares the next layer's
-        self.mapping = StyleMapping(latent, width, depth, classes)
+        self.mapping = StyleMapping(latent, width, depth, classes, rate)
         self.constant = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.larger = nn.ModuleList(StyledConv(a, b, width, double=True) for a, b in itertools.pairwise(widths))
         self.keep = nn.ModuleList(StyledConv(c, c, width) for c in widths)
@@ -210,7 +212,7 @@ class StyleCritic(Net):
         self.halves = nn.ModuleList(_Residual(a, b) for a, b in itertools.pairwise(reversed(widths)))
         self.last = EqualConv(widths[0] + (group > 1), widths[0])
         self.hidden = EqualLinear(16 * widths[0], widths[0])
-        self.score = EqualLinear(widths[0], 1 if classes is None else widths[0])
+        self.score = EqualLinear(widths[0], 1)
         self.embed = None if classes is None else ClassEmbedding(classes, widths[0])
 
     def forward(self, x: Float[Tensor, "b _ h w"], cond: Cond = NONE) -> Float[Tensor, " b"]:
@@ -218,9 +220,9 @@ class StyleCritic(Net):
         for half in self.halves:
             h = half(h)
         h = leaky(self.last(with_deviation(h, self.group) if self.group > 1 else h))
-        scores: Tensor = self.score(leaky(self.hidden(h.flatten(1))))
+        h = leaky(self.hidden(h.flatten(1)))
+        scores: Tensor = self.score(h)[:, 0]
         if self.embed is None:
-            return scores[:, 0]
+            return scores
         about = pixel_norm(self.embed(cond, len(x)))
-        projected = (scores * about).sum(1)
-        return projected / math.sqrt(about.shape[1])
+        return scores + (h * about).sum(1) / math.sqrt(about.shape[1])

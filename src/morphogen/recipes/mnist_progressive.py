@@ -12,7 +12,7 @@ def mnist_progressive(
     steps: int = 2400,
     width: int = 16,
     batch: int = 32,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
 ) -> Experiment:
     """A GAN that grows from 4x4 to 32x32 learns to draw the digits as asked, in about ten minutes on one core.
 
@@ -45,7 +45,7 @@ def mnist_progressive(
     trainer = Trainer(
         steps,
         optim={"generator": AdamW(lr, betas=(0.0, 0.99)), "critic": AdamW(lr, betas=(0.0, 0.99))},
-        ema=EMA(0.995),
+        ema=EMA(0.99),
         hooks=(grid,),
         save_every=max(1, steps // 10),
         log_every=10,

@@ -9,10 +9,10 @@ def mnist_stylegan(
     steps: int = 1500,
     width: int = 16,
     batch: int = 32,
-    lr: float = 2.5e-3,
+    lr: float = 0.01,
     penalty: float = 1.0,
     path: float = 2.0,
-    mixing: float = 0.9,
+    mixing: float = 0.5,
     augment: bool = False,
 ) -> Experiment:
     """StyleGAN2 learns to draw the digits 0 to 9 as asked, in about ten minutes on one core.
@@ -35,7 +35,7 @@ def mnist_stylegan(
 
     widths = (4 * width, 4 * width, 2 * width, width)  # at 4x4, 8x8, 16x16, 32x32
     model = StyleGAN2(
-        StyleGenerator((1, 28, 28), widths, latent=64, width=64, depth=4, classes=10),
+        StyleGenerator((1, 28, 28), widths, latent=64, width=64, depth=2, rate=0.1, classes=10),
         StyleCritic((1, 28, 28), widths, classes=10),
         penalties=(R1(penalty, 16),),
         path=PathLength(path, 4) if path else None,
@@ -47,7 +47,7 @@ def mnist_stylegan(
     trainer = Trainer(
         steps,
         optim={"generator": half, "critic": half},
-        ema=EMA(0.995),
+        ema=EMA(0.99),
         hooks=(grid,),
         save_every=max(1, steps // 10),
         log_every=10,
