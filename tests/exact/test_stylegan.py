@@ -328,7 +328,7 @@ def test_lengths_are_over_layers_as_their_root_mean_square() -> None:
 
 
 def test_the_mean_length_is_the_one_of_the_loss_and_moves_only_after_the_step() -> None:
-    gan = model(path=PathLength(2.0, 1, decay=0.25, share=0.5)).train()
+    gan = model(path=PathLength(2.0, 1, decay=0.25, among=2)).train()
     gan.step = 40
     gan.mean_path.fill_(0.5)
     said = gan.generator_loss(batch())
@@ -336,7 +336,7 @@ def test_the_mean_length_is_the_one_of_the_loss_and_moves_only_after_the_step() 
     length = float(said.logs["path_length"])
     gan.after_step("generator_loss", said.seen)
     assert float(gan.mean_path) == pytest.approx(0.75 * 0.5 + 0.25 * length)
-    penalty, lengths = gan.path_penalty(batch(), PathLength(2.0, 1, decay=0.25, share=0.5))
+    penalty, lengths = gan.path_penalty(batch(), PathLength(2.0, 1, decay=0.25, among=2))
     assert lengths.shape == (2,)
     mean = 0.75 * float(gan.mean_path) + 0.25 * float(lengths.mean())
     assert float(penalty) == pytest.approx(float((lengths - mean).square().mean()), rel=1e-5)

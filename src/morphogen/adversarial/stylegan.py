@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import learnable, one_for_each
-from ..core import NONE, Batch, Loss, Model, Noise, Phase, everyone, keys
+from ..core import NONE, Batch, Loss, Model, Noise, Phase, each, everyone, keys
 from ..errors import UserError
 from ..nets.style import StyleCritic, StyleGenerator
 from ..spec import Remembers
@@ -51,16 +51,16 @@ def path_lengths(
 class PathLength(Remembers):
     """λ E (|J_wᵀ y| - a)²: a step in w changes the picture by the same amount, wherever and in whichever direction.
 
-    weight: λ. every: steps of which it is in one. decay: of the running mean a. share: of the batch it is taken over.
+    weight: λ. every: steps of which it is in one. decay: of the running mean a. among: samples of which one is taken.
     """
 
-    def __init__(self, weight: float = 2.0, every: int = 4, *, decay: float = 0.01, share: float = 0.5) -> None:
-        if weight < 0 or every < 1 or not 0 < decay <= 1 or not 0 < share <= 1:
+    def __init__(self, weight: float = 2.0, every: int = 4, *, decay: float = 0.01, among: int = 2) -> None:
+        if weight < 0 or every < 1 or not 0 < decay <= 1 or among < 1:
             raise UserError(
-                f"PathLength was given weight={weight}, every={every}, decay={decay}, share={share}: give a weight of 0"
-                " or more, 1 step or more, and a decay and share above 0, up to 1."
+                f"PathLength was given weight={weight}, every={every}, decay={decay}, among={among}: give a weight of 0"
+                " or more, 1 step and 1 sample or more, and a decay above 0, up to 1."
             )
-        self.weight, self.every, self.decay, self.share = weight, every, decay, share
+        self.weight, self.every, self.decay, self.among = weight, every, decay, among
 
 
 class StyleGAN2(Model):
@@ -148,10 +148,9 @@ class StyleGAN2(Model):
         return Loss(value, logs, seen)
 
     def path_penalty(self, batch: Batch, path: PathLength) -> tuple[Tensor, Tensor]:
-        """E (|J_wᵀ y| - a)² over the first `share` of the batch, and the lengths (b,) that a is to take in."""
-        n = max(1, round(path.share * len(batch["key"])))
-        cond = {k: c[:n] for k, c in (batch.get("cond") or NONE).items()}
-        noise = Noise(keys(batch["key"][:n], _PATH))
+        """E (|J_wᵀ y| - a)² over one sample `among` as many, and the lengths (b,) that a is to take in."""
+        cond = each(batch.get("cond") or NONE, lambda c: c[:: path.among])
+        noise = Noise(keys(batch["key"][:: path.among], _PATH))
         styles = self.styles(cond, noise)
         x = self.generator.synthesise(styles, noise)
         lengths = path_lengths(x, styles, noise.normal(*x.shape[1:], dtype=x.dtype).to(x.device))

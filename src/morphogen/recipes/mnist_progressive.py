@@ -9,7 +9,7 @@ from ..experiment import Data, Experiment
 
 def mnist_progressive(
     game: Literal["wasserstein", "non-saturating"] = "wasserstein",
-    steps: int = 2400,
+    steps: int = 2100,
     width: int = 16,
     batch: int = 32,
     lr: float = 5e-3,

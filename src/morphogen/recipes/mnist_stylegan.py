@@ -9,7 +9,7 @@ def mnist_stylegan(
     steps: int = 1500,
     width: int = 16,
     batch: int = 32,
-    lr: float = 0.01,
+    lr: float = 0.02,
     penalty: float = 1.0,
     path: float = 2.0,
     mixing: float = 0.5,
