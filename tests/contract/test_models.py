@@ -19,12 +19,15 @@ from morphogen.adversarial.penalties import R1, R2, Consistency, GradientPenalty
 from morphogen.adversarial.progressive import Growth, ProgressiveGAN
 from morphogen.adversarial.readings import Auxiliary, Categorical, Continuous
 from morphogen.adversarial.stylegan import PathLength, StyleGAN2
+from morphogen.adversarial.translate import CycleGAN, Pix2Pix
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.edges import thick_negative
 from morphogen.data.items import Tensors
+from morphogen.data.paired import Derived, Unpaired
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
     Diffusion,
@@ -67,6 +70,7 @@ from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.style import StyleCritic, StyleGenerator
+from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
@@ -124,6 +128,10 @@ def _ring() -> Source:
 
 def _digits() -> Source:
     return Shuffled(Digits("train"), 7)
+
+
+def _translated() -> Source:
+    return Shuffled(Derived(Digits("train"), thick_negative), 7)
 
 
 def _binary() -> Source:
@@ -296,6 +304,22 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "relativistic average, lazy": lambda: Instance(
         GAN(MLP(4, 2, 16, 1), _critic(), 4, RELATIVISTIC_AVERAGE, (R1(1.0, every=3),)), _ring()
+    ),
+    "pix2pix": lambda: Instance(
+        Pix2Pix(TranslationUNet(1, 1, 4, 3, dropped=1), PatchCritic(2, 4, 1), (1, 8, 8), (1, 8, 8)), _translated()
+    ),
+    "pix2pix, without a critic": lambda: Instance(
+        Pix2Pix(TranslationUNet(1, 1, 4, 3, dropped=1), None, (1, 8, 8), (1, 8, 8)), _translated()
+    ),
+    "cyclegan": lambda: Instance(
+        CycleGAN(
+            *(TranslationResNet(1, 1, 4, 1) for _ in range(2)),
+            *(PatchCritic(1, 4, 1) for _ in range(2)),
+            (1, 8, 8),
+            (1, 8, 8),
+            pool=5,
+        ),
+        Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),

@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from morphogen.adversarial.gan import GAN
 from morphogen.adversarial.invert import SPACES, Inverse
 from morphogen.adversarial.progressive import Growth, ProgressiveGAN
+from morphogen.adversarial.readings import Categorical
 from morphogen.adversarial.stylegan import StyleGAN2
 from morphogen.core import Codec, Net, Noise, can
 from morphogen.errors import UserError
 from morphogen.latent.interpolate import interpolate
 from morphogen.metrics.psnr import psnr
+from morphogen.nets.critic import Critic
+from morphogen.nets.mlp import MLP
 from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
 from morphogen.nets.style import StyleCritic, StyleGenerator
 
@@ -135,6 +139,17 @@ def test_classes_must_be_told() -> None:
     assert inverse.encode(x, {"label": torch.tensor([0, 2])}).shape == (2, 6)
     with pytest.raises(UserError, match="3 rows for 2"):
         inverse.encode(x, {"label": torch.tensor([0, 1, 2])})
+
+
+def test_any_gan_is_inverted() -> None:
+    torch.manual_seed(0)
+    gan = GAN(MLP(5, 2, 16, 1), Critic(MLP(2, 8, 16, 1), 8, readings=3), 2, readings=(Categorical(3),))
+    noise = Noise.seeded(0, 4)
+    with torch.no_grad():
+        z = gan.draw_z(4, noise=noise)
+        assert torch.equal(gan.decode(z), gan.sample(4, noise=Noise.seeded(0, 4)))
+        found = Inverse(gan, steps=300, starts=4).encode(gan.decode(z))
+        assert torch.allclose(gan.decode(found), gan.decode(z), atol=1e-2)
 
 
 def test_other_generators_have_z_alone() -> None:

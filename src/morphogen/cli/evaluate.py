@@ -2,8 +2,9 @@
 
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
-values themselves. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
-likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
+values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
+and only the distances are taken. Whatever has a likelihood is measured by that too, and a codec that writes integers by
+how many of them it uses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
 from .train import temporary
+from .translate import measured_translations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +127,7 @@ def measure_run(
     from ..core import Samples, can
     from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
+    from ..metrics.translation import Translates
     from .receipts import command, machine, now
 
     began = time.perf_counter()
@@ -139,7 +142,10 @@ def measure_run(
         measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
-    if can(run.model, Samples) and n:
+    if can(run.model, Translates) and n:
+        found, page["judge"] = _translations(context, run, test, n, judge, seed)
+        page["n"], measures = min(n, len(test)), measures | found
+    elif can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
@@ -315,6 +321,16 @@ def _stacked(
     return found | {f"{name} of data": m for name, m in best.items()}, {"run": str(judge.path), "step": judge.step}
 
 
+def _translations(
+    context: Context, run: Run, test: Items, n: int, judge: Run | None, seed: int
+) -> tuple[dict[str, Measure], dict[str, Any] | None]:
+    """What the translations of test items are worth, and which judge said so."""
+    judging = None if judge is None else checked_judge(run, judge)
+    model = None if judging is None else judging.model.cpu()
+    found = measured_translations(context, run, test, n, model, seen_items(run, test).items, seed)
+    return found, None if judging is None else {"run": str(judging.path), "step": judging.step}
+
+
 class Seen(NamedTuple):
     """Items of the training data's law. recorded: they are the very items that the model was trained on."""
 
@@ -327,12 +343,13 @@ def seen_items(run: Run, test: Items) -> Seen:
     from ..data.augment import Augmented
     from ..data.densities import Drawn, Fresh
     from ..data.encoded import Encoded
+    from ..data.paired import Unpaired
     from ..data.source import Shuffled
     from ..diffusion.coupling import OptimalTransport
 
     source = run.data.train
-    while isinstance(source, Augmented | OptimalTransport):
-        source = source.source
+    while isinstance(source, Augmented | OptimalTransport | Unpaired):
+        source = source.target if isinstance(source, Unpaired) else source.source
     if isinstance(source, Fresh):
         other = test.seed + 1 if isinstance(test, Drawn) else 1
         return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
