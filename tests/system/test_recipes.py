@@ -40,10 +40,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-cyclegan": {"steps": 2, "width": 4, "blocks": 1, "batch": 2},
     "mnist-edges": {"steps": 2, "width": 4, "batch": 2},
     "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "mnist-gan": {"steps": 2, "width": 16, "batch": 2},
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
     "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
-    "mnist-stacked": {"steps": 2, "width": 8, "batch": 2},
+    "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
     "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
@@ -51,6 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
     "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
@@ -154,6 +156,16 @@ def test_optimal_transport_is_for_flows(preset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no longer independent") as refused:
         made("points-diffusion", preset=preset, coupling="optimal")
     assert preset in str(refused.value)
+
+
+@pytest.mark.parametrize("game", ["r3gan", "wgan-gp", "non-saturating"])
+def test_every_game_learns_points(game: str, tmp_path: Path) -> None:
+    step(made("points-gan", game=game), tmp_path)
+
+
+def test_both_nets_learn_digits(tmp_path: Path) -> None:
+    needs("mnist-gan")
+    step(made("mnist-gan", net="dcgan"), tmp_path)
 
 
 PAIRED = [("digits-diffusion", (1, 8, 8)), ("mnist-diffusion", (1, 28, 28)), ("points-diffusion", (2,))]

@@ -43,8 +43,8 @@ def mnist_stacked(
     if net == "r3gan":
         wide = 2 * width
         model: Model = GAN(
-            R3GANGenerator(64, 3, 28, (wide, width)),
-            Critic(R3GANBody(3, 28, (width, wide), features=wide), wide),
+            R3GANGenerator(64, 3, 28, (wide, width), patch=2),
+            Critic(R3GANBody(3, 28, (width, wide), patch=2, features=wide), wide),
             64,
             RELATIVISTIC,
             (R1(gamma), R2(gamma)),
