@@ -43,14 +43,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-gan": {"steps": 2, "width": 16, "batch": 2},
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
+    "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
+    "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
+    "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
-    "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
     "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
 

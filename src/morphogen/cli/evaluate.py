@@ -3,9 +3,9 @@
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
 values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
-and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, and on request those that are
-drawn without a class by the classes that the judge reads. Whatever has a likelihood is measured by that too, and a codec
-that writes integers by how many of them it uses.
+and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, those of stacked digits by
+theirs, and on request those that are drawn without a class by the classes that the judge reads. Whatever has a
+likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core import Items
+    from ..data.stacked import Stacked
     from ..experiment import Run
     from ..metrics.measure import Measure
 
@@ -257,10 +258,13 @@ def _samples(
     """What the samples are worth, and which judge said so."""
     import torch
 
+    from ..data.stacked import Stacked
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
     seen = seen_items(run, test)
+    if isinstance(test, Stacked):
+        return _stacked(context, run, test, n, judge, seed, options)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -297,6 +301,36 @@ def _samples(
         seed=seed,
     )
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
+
+
+def _stacked(
+    context: Context, run: Run, test: Stacked, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """How many modes of stacked digits the samples reach, as a judge of the single ones reads them; and what test items
+    as many do.
+    """
+    import torch
+
+    from ..core import can
+    from ..data.stacked import mode_of
+    from ..experiment import draw
+    from ..metrics.judge import Judge
+    from ..metrics.stacked import channel_labels, stacked_modes
+
+    reads = None if judge is None or judge.space is None else tuple(judge.space.shape)
+    if judge is None or not can(judge.model, Judge) or reads != (1, *test.take(torch.zeros(1).long())["x"].shape[2:]):
+        raise UserError(
+            "Modes of stacked digits are counted by a judge of single ones: give --judge RUN, a classifier's."
+        )
+    context.tell.note(f"Drawing {n} samples{''.join(f', {k} {v}' for k, v in options.items())} …")
+    with context.tell.progress("sample", n) as progress:
+        x = draw(run.model, n, seed=seed, options=options, progress=progress).cpu()
+    model: Any = judge.model.cpu()
+    real = test.take(torch.arange(n) % len(test))["x"]
+    found, best = (stacked_modes(mode_of(channel_labels(model, y), test.classes), test.modes) for y in (x, real))
+    told = found | {f"{name} of data": m for name, m in best.items()}
+    kept = {name: m for name, m in told.items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
+    return kept, {"run": str(judge.path), "step": judge.step}
 
 
 def _translations(
