@@ -13,9 +13,10 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
@@ -244,7 +245,7 @@ def _samples(
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = seen_items(run, test)
+    seen = seen_items(run.data.train, test, f"the run {str(run.path)!r}")
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -281,36 +282,6 @@ def _samples(
         seed=seed,
     )
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
-
-
-class Seen(NamedTuple):
-    """Items of the training data's law. recorded: they are the very items that the model was trained on."""
-
-    items: Items
-    recorded: bool
-
-
-def seen_items(run: Run, test: Items) -> Seen:
-    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
-    from ..data.augment import Augmented
-    from ..data.densities import Drawn, Fresh
-    from ..data.encoded import Encoded
-    from ..data.source import Shuffled
-    from ..diffusion.coupling import OptimalTransport
-
-    source = run.data.train
-    while isinstance(source, Augmented | OptimalTransport):
-        source = source.source
-    if isinstance(source, Fresh):
-        other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
-    if not isinstance(source, Shuffled):
-        raise UserError(
-            f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
-            " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
-        )
-    items = source.items.items if isinstance(source.items, Encoded) else source.items
-    return Seen(items, recorded=True)
 
 
 def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:

@@ -1,0 +1,21 @@
+"""A watch over a training, for any family: signs that something goes wrong, told in words."""
+
+from .look import Alarm, Look
+from .signs import SIGNS, Collapse, Dead, Leak, Memorisation, Oscillation, Sign, StrongCritic, Unheard, WeakCritic
+from .watch import Watch
+
+__all__ = [
+    "SIGNS",
+    "Alarm",
+    "Collapse",
+    "Dead",
+    "Leak",
+    "Look",
+    "Memorisation",
+    "Oscillation",
+    "Sign",
+    "StrongCritic",
+    "Unheard",
+    "Watch",
+    "WeakCritic",
+]
