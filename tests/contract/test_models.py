@@ -12,7 +12,10 @@ import pytest
 import torch
 
 import morphogen
-from morphogen.adversarial.losses import NON_SATURATING
+from morphogen.adversarial.gan import GAN
+from morphogen.adversarial.losses import HINGE, NON_SATURATING, RELATIVISTIC, RELATIVISTIC_AVERAGE, WASSERSTEIN
+from morphogen.adversarial.penalties import R1, R2, Consistency, GradientPenalty
+from morphogen.adversarial.readings import Auxiliary, Categorical, Continuous
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
@@ -51,11 +54,14 @@ from morphogen.latent.vq import VQVAE, absolute
 from morphogen.latent.vqgan import VQGAN, KLAutoencoder
 from morphogen.nets.autoencoder import Decoder, Encoder
 from morphogen.nets.causal import CausalTransformer
-from morphogen.nets.critic import PatchCritic
+from morphogen.nets.critic import Critic, PatchCritic
+from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
+from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
 from morphogen.nets.resnet import ResNet
+from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.unet import UNet
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
@@ -132,6 +138,10 @@ def _ladder() -> Ladder:
 def _autoencoder() -> Autoencoder:
     penalties = (Contractive(), L1(0.1))
     return Autoencoder(MLP(64, 4, 16, 1), MLP(4, 64, 16, 1), Gaussian((1, 8, 8)), 4, penalties=penalties)
+
+
+def _critic(**more: int) -> Critic:
+    return Critic(MLP(2, 8, 16, 1), 8, activation="silu", **more)
 
 
 def _codes(*shape: int) -> Source:
@@ -224,6 +234,46 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
     "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
+    "dcgan": lambda: Instance(
+        GAN(
+            DCGANGenerator(4, 1, 8, 4, classes=10),
+            Critic(DCGANBody(1, 8, 4), 32, classes=10),
+            4,
+            penalties=(Consistency(Shift(1), made=1.0),),
+        ),
+        _digits(),
+    ),
+    "r3gan": lambda: Instance(
+        GAN(
+            R3GANGenerator(4, 1, 8, (16, 8), group=4, classes=10),
+            Critic(R3GANBody(1, 8, (8, 16), group=4, features=8), 8, classes=10),
+            4,
+            RELATIVISTIC,
+            (R1(1.0), R2(1.0)),
+            drop=0.2,
+        ),
+        _digits(),
+        {"truncation": 1.5},
+    ),
+    "wgan-gp": lambda: Instance(
+        GAN(MLP(4, 2, 16, 1), _critic(), 4, WASSERSTEIN, (GradientPenalty(),), critic_steps=2), _ring()
+    ),
+    "info-gan": lambda: Instance(
+        GAN(MLP(9, 2, 16, 1), _critic(readings=7), 4, readings=(Categorical(3), Continuous(2))), _ring()
+    ),
+    "ac-gan, spectrally normalised": lambda: Instance(
+        GAN(
+            MLP(4, 2, 16, 1, classes=8),
+            spectrally_normalised(_critic(readings=8)),
+            4,
+            HINGE,
+            readings=(Auxiliary(8),),
+        ),
+        _ring(),
+    ),
+    "relativistic average, lazy": lambda: Instance(
+        GAN(MLP(4, 2, 16, 1), _critic(), 4, RELATIVISTIC_AVERAGE, (R1(1.0, every=3),)), _ring()
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),

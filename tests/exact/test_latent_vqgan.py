@@ -71,18 +71,18 @@ def test_losses_are_their_formulas() -> None:
     assert float(hinge(real, fake)) == pytest.approx(
         mean(lambda s: max(0.0, 1 - s), real) + mean(lambda s: max(0.0, 1 + s), fake)
     )
-    assert float(hinge_generator(fake)) == pytest.approx(-mean(lambda s: s, fake))
+    assert float(hinge_generator(real, fake)) == pytest.approx(-mean(lambda s: s, fake))
     assert float(non_saturating(real, fake)) == pytest.approx(
         mean(lambda s: -math.log(chance(s)), real) + mean(lambda s: -math.log(1 - chance(s)), fake)
     )
-    assert float(non_saturating_generator(fake)) == pytest.approx(mean(lambda s: -math.log(chance(s)), fake))
+    assert float(non_saturating_generator(real, fake)) == pytest.approx(mean(lambda s: -math.log(chance(s)), fake))
     assert (HINGE.critic, HINGE.generator) == (hinge, hinge_generator)
     assert (NON_SATURATING.critic, NON_SATURATING.generator) == (non_saturating, non_saturating_generator)
 
 
 def test_scores_far_out_stay_finite() -> None:
     far = torch.tensor([1e4, -1e4], requires_grad=True)
-    value = non_saturating(far, far) + non_saturating_generator(far)
+    value = non_saturating(far, far) + non_saturating_generator(far, far)
     value.backward()
     assert far.grad is not None
     assert bool(far.grad.isfinite().all())

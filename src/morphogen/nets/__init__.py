@@ -4,13 +4,16 @@ from .attention import SelfAttention
 from .autoencoder import Decoder, Encoder
 from .causal import CausalTransformer
 from .conv import Downsample, ResidualBlock, Upsample
-from .critic import PatchCritic
+from .critic import Critic, PatchCritic
+from .dcgan import DCGANBody, DCGANGenerator
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .masked import MADE
 from .mlp import MLP
 from .patch import Patched
+from .r3gan import R3GANBody, R3GANGenerator
 from .resnet import Reader, ResNet, SpeedNet
+from .spectral import spectrally_normalised
 from .transformer import Attention, Block, CrossAttention, FeedForward
 from .unet import UNet
 from .vgg import VGG16
@@ -23,7 +26,10 @@ __all__ = [
     "Block",
     "CausalTransformer",
     "ClassEmbedding",
+    "Critic",
     "CrossAttention",
+    "DCGANBody",
+    "DCGANGenerator",
     "Decoder",
     "DiT",
     "Downsample",
@@ -31,6 +37,8 @@ __all__ = [
     "FeedForward",
     "PatchCritic",
     "Patched",
+    "R3GANBody",
+    "R3GANGenerator",
     "Reader",
     "ResNet",
     "ResidualBlock",
@@ -41,4 +49,5 @@ __all__ = [
     "UNet",
     "Upsample",
     "drop",
+    "spectrally_normalised",
 ]
