@@ -20,6 +20,7 @@ Departure: a ball holds its edge in all four, as in the first paper (the second 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,11 @@ def coverage(real: Float[Tensor, "m d"], fake: Float[Tensor, "n _"], *, k: int =
         mean_of(in_real.double().sum(1) / k, f"balls of real items that a sample lies in, over {k}, {how}"),
         share(int(in_real.any(0).sum()), m, f"share of real items with a sample among their neighbours, {how}"),
     )
+
+
+def expected(m: int, n: int, k: int = 5) -> float:
+    """The expected coverage of m real items by n samples of their law."""
+    return 1 - math.prod((m - i) / (n + m - i) for i in range(1, k + 1))
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

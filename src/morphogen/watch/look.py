@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..experiment import draw
 from ..heldout import beside, frozen_weights, on
 from ..log import read
-from ..metrics.coverage import Coverage, Principal, coverage
+from ..metrics.coverage import Coverage, Principal, coverage, expected
 from ..metrics.judge import Judge, Reading
 from ..metrics.judge import read as read_by
 from ..seen import Seen, plain, seen_items
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MOST = 20_000  # training items that a sample may be a copy of: of more, the first in a fixed random order
 _TWINS = 32  # samples of one condition
+_WORTH = 25  # items of a batch by which the worth of conditions is measured
 
 
 class Alarm(NamedTuple):
@@ -191,6 +192,17 @@ class Look:
         self.numbers |= {k: round(m.value, 4) for k, m in found._asdict().items()}
         return found
 
+    @property
+    def expected(self) -> float:
+        """The coverage of the held-out items by as many others of their law."""
+        n = self.n if self.test is None else len(self.test[0])
+        return expected(n, n)
+
+    def gained(self, gain: float) -> bool:
+        """Whether samples cover more than at the last look, by `gain` or more (than nothing, at the first)."""
+        before = self.looks[-1].get("coverage", 0.0) if self.looks else 0.0
+        return self.near is not None and self.near.coverage.value >= before + gain
+
     @cached_property
     def floor(self) -> Coverage | None:
         """Training items beside held-out items: what samples can come to."""
@@ -250,12 +262,10 @@ class Look:
         return found
 
     def _worth(self, phase: str, items: Items) -> Worth | None:
-        batch_size, rises = 50, []
+        rises: list[float] = []
         with torch.random.fork_rng(), frozen_weights(self.model):
             picked = Some(items, self.n, self.training.seed)
-            for i, batch in enumerate(
-                in_order(picked, batch_size, seed=self.training.seed, device=self.training.device)
-            ):
+            for i, batch in enumerate(in_order(picked, _WORTH, seed=self.training.seed, device=self.training.device)):
                 cond = batch.get("cond")
                 if not cond or len(batch["index"]) < 2 or not any(True for _ in leaves(cond)):
                     return None
@@ -265,6 +275,8 @@ class Look:
                     said = self.model({**batch, "cond": told}, phase).value
                     values.append(float(said if isinstance(said, Tensor) else sum(said.values())))
                 rises.append(values[1] - values[0])
+                if rises == [0.0]:
+                    return Worth(0.0, 0.0)  # it is not told them
         if len(rises) < 2:
             return None
         rise = torch.tensor(rises, dtype=torch.float64)

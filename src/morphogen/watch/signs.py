@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Protocol, runtime_checkable
 
+from ..adversarial.losses import Game
 from ..metrics.memorisation import memorised, nearest
 from ..spec import Remembers
 from .look import Alarm, Look, deviation
@@ -60,11 +61,12 @@ class Dead(Remembers):
 class WeakCritic(Remembers):
     """The critic does not learn, or not fast enough to keep its scores of real items above those of made ones.
 
-    lines: the share of log lines since the last look in which made items score higher.
+    lines: the share of log lines since the last look in which made items score higher, while no more than `right` of
+    the scores are right.
     """
 
-    def __init__(self, lines: float = 0.9) -> None:
-        self.lines = lines
+    def __init__(self, lines: float = 0.9, right: float = 0.4) -> None:
+        self.lines, self.right = lines, right
 
     def __call__(self, look: Look) -> Alarm | None:
         """Look at the critic's weights and scores."""
@@ -81,7 +83,8 @@ class WeakCritic(Remembers):
             pairs = zip(look.values(f"{phase}.real"), look.values(f"{phase}.fake"), strict=False)
             gaps = [real - fake for real, fake in pairs]
             wrong = sum(gap < 0 for gap in gaps)
-            if len(gaps) >= 3 and wrong >= self.lines * len(gaps):
+            right = look.mean(f"{phase}.right")
+            if len(gaps) >= 3 and wrong >= self.lines * len(gaps) and right is not None and right <= self.right:
                 return Alarm(
                     "critic does not learn",
                     f"made items score higher than real ones in {wrong} of {len(gaps)} lines of the log, by"
@@ -93,29 +96,52 @@ class WeakCritic(Remembers):
 
 
 class StrongCritic(Remembers):
-    """The critic tells all made items from real ones, and what the generator makes is far from them.
+    """The critic is so sure that its gradients lead nowhere, and samples get no better.
 
-    right: the share of scores on the right side. precision: of samples, at or below which they are far from real.
+    Either its scores, as logits, lie `gap` apart, `sure` of them on the right side, while samples cover less than
+    `coverage` of what two draws of one law do; or `right` of them are on the right side, whatever they are, and no more
+    than `precision` of the samples are near to a real item. gain: the rise of coverage since the last look from which
+    on samples get better. A Wasserstein critic cannot be too strong, and is left alone.
     """
 
-    def __init__(self, right: float = 0.98, precision: float = 0.1) -> None:
-        self.right, self.precision = right, precision
+    def __init__(
+        self,
+        gap: float = 8.0,
+        sure: float = 0.8,
+        coverage: float = 0.5,
+        right: float = 0.98,
+        precision: float = 0.1,
+        gain: float = 0.05,
+    ) -> None:
+        self.gap, self.sure, self.coverage = gap, sure, coverage
+        self.right, self.precision, self.gain = right, precision, gain
 
     def __call__(self, look: Look) -> Alarm | None:
         """Look at scores and samples."""
+        game = look.model.game if isinstance(look.model, Plays) else None
+        if look.near is None or look.gained(self.gain) or (game is not None and not (game.border or game.compares)):
+            return None
+        covered, near = look.near.coverage.value, look.near.precision.value
         for phase in look.phases("right"):
             right, real, fake = (look.mean(f"{phase}.{k}") or 0.0 for k in ("right", "real", "fake"))
-            if right < self.right or look.near is None or look.near.precision.value > self.precision:
-                continue
-            return Alarm(
-                "critic too strong",
-                f"{right:.1%} of its scores are right (real items {real:.3g}, made ones {fake:.3g} on average), and"
-                f" {look.near.precision.value:.0%} of the samples are near to any held-out item",
-                "it learns so much faster than the generator that it says the same of everything that is made, and its"
-                " gradients lead nowhere",
-                "a smaller learning rate or fewer steps for the critic, a gradient penalty (R1), a Wasserstein critic",
-            )
+            sure = right >= self.sure and real - fake >= self.gap and covered < self.coverage * look.expected
+            if sure or (right >= self.right and near <= self.precision):
+                return Alarm(
+                    "critic too strong",
+                    f"{right:.0%} of its scores are right, real items at {real:.3g} and made ones at {fake:.3g} on"
+                    f" average, while samples cover {covered:.0%} of held-out items and get no better",
+                    "it learns so much faster than the generator that it is sure of everything, and its gradients lead"
+                    " nowhere",
+                    "a smaller learning rate or fewer steps of the critic, a gradient penalty (R1), a Wasserstein game",
+                )
         return None
+
+
+@runtime_checkable
+class Plays(Protocol):
+    """A model that plays a game which it names."""
+
+    game: Game
 
 
 class Oscillation(Remembers):
@@ -158,7 +184,7 @@ class Leak(Remembers):
     standard errors both differences must be apart from 0.
     """
 
-    def __init__(self, kept: float = 0.25, errors: float = 4.0) -> None:
+    def __init__(self, kept: float = 0.25, errors: float = 2.0) -> None:
         self.kept, self.errors = kept, errors
 
     def __call__(self, look: Look) -> Alarm | None:
@@ -264,7 +290,7 @@ class Collapse(Remembers):
     def _of_data(self, look: Look) -> Alarm | None:
         if look.floor is None or look.test is None or look.train is None:
             return None
-        had, expected = look.floor.coverage.value, expected_coverage(len(look.test[0]), len(look.train))
+        had, expected = look.floor.coverage.value, look.expected
         if had >= self.coverage * expected:
             return None
         return Alarm(
@@ -275,15 +301,15 @@ class Collapse(Remembers):
         )
 
     def _of_samples(self, look: Look) -> Alarm | None:
-        near, before = look.near, look.looks[-1].get("coverage", 0.0) if look.looks else 0.0
+        near = look.near
         if near is None or look.test is None or look.drawn is None:
             return None
         x, _ = look.test
-        covered, real, expected = near.coverage.value, near.precision.value, expected_coverage(len(x), len(look.drawn))
+        covered, real, expected = near.coverage.value, near.precision.value, look.expected
         wide = float(deviation(look.drawn) / deviation(x).clamp(min=1e-12))
         lost = look.lost(self.rare)
         look.numbers |= {"deviation": round(wide, 4), **({} if lost is None else {"missing": round(lost, 4)})}
-        if covered > before + self.gain:
+        if look.gained(self.gain):
             return None
         if covered < self.coverage * expected and real >= self.precision:
             seen = f"samples look real ({real:.0%} near to a held-out item) but cover {covered:.0%} of held-out items"
@@ -299,11 +325,6 @@ class Collapse(Remembers):
             "the generator has settled on what passes, and nothing rewards it for variety",
             "penalties on the critic (R1, R2) and a relativistic game, a slower generator, larger batches",
         )
-
-
-def expected_coverage(m: int, n: int, k: int = 5) -> float:
-    """Of m items by n others of their law (`metrics.coverage`)."""
-    return 1 - math.prod((m - i) / (n + m - i) for i in range(1, k + 1))
 
 
 SIGNS: tuple[Sign, ...] = (
