@@ -34,12 +34,14 @@ def betas(lr: float) -> AdamW:
     return AdamW(lr, betas=(0.5, 0.99))
 
 
-def trainer(steps: int, optim, *, looks: int = 5, log_every: int = 10, ema: float | None = None) -> mg.Trainer:
+def trainer(
+    steps: int, optim, *, looks: int = 5, log_every: int = 10, ema: float | None = None, options=None
+) -> mg.Trainer:
     return mg.Trainer(
         steps,
         optim=optim,
         ema=None if ema is None else mg.EMA(ema),
-        hooks=(Watch(every=steps // looks),),
+        hooks=(Watch(every=steps // looks, options=options),),
         save_every=steps,
         log_every=log_every,
     )
@@ -79,20 +81,20 @@ class Untrained(GAN):
         return [Phase(self.generator_loss, ("generator",))]
 
 
-def still_critic(steps: int = 400) -> mg.Experiment:
+def still_critic(steps: int = 300) -> mg.Experiment:
     """No update of the critic."""
     generator, critic = nets()
     return mg.Experiment(Untrained(generator, critic, LATENT, NON_SATURATING), ring(), trainer(steps, betas(1e-3)))
 
 
-def zero_critic(steps: int = 400) -> mg.Experiment:
+def zero_critic(steps: int = 300) -> mg.Experiment:
     """The critic's learning rate is 0."""
     generator, critic = nets()
     optim = {"generator": betas(1e-3), "critic": betas(0.0)}
     return mg.Experiment(GAN(generator, critic, LATENT, NON_SATURATING), ring(), trainer(steps, optim))
 
 
-def one_mode(steps: int = 400) -> mg.Experiment:
+def one_mode(steps: int = 300) -> mg.Experiment:
     """Data of one mode of the eight that held-out data have."""
     whole = eight_gaussians()
     generator, critic = nets()
@@ -113,7 +115,7 @@ class Deaf(Net):
         return self.last(self.first(z).relu())
 
 
-def dead_generator(steps: int = 400) -> mg.Experiment:
+def dead_generator(steps: int = 300) -> mg.Experiment:
     """A generator that cannot hear its noise."""
     model = GAN(Deaf(), nets()[1], LATENT, RELATIVISTIC, (R1(0.1), R2(0.1)))
     return mg.Experiment(model, ring(), trainer(steps, betas(1e-3)))
@@ -131,13 +133,13 @@ class Numbered(Stored):
         return {"x": x, "cond": {"label": order if self.shuffled else torch.arange(self.n)}}
 
 
-def leaky(steps: int = 400, items: int = 256) -> mg.Experiment:
-    """The condition is the number of the item, so that the critic reads it and not the points."""
+def leaky(steps: int = 300, items: int = 256) -> mg.Experiment:
+    """The condition is the number of the item: it says which point is meant, of those in training alone."""
     generator = MLP(LATENT, 2, 64, 2, classes=items)
     critic = Critic(MLP(2, 64, 64, 2), 64, classes=items)
     model = GAN(generator, critic, LATENT, RELATIVISTIC, (R1(0.01), R2(0.01)))
     data = mg.Data(Shuffled(Numbered(items, 1, False), 128), Numbered(items, 2, True))
-    return mg.Experiment(model, data, trainer(steps, betas(1e-3)))
+    return mg.Experiment(model, data, trainer(steps, betas(2e-3)))
 
 
 class Moved(Net):
@@ -182,19 +184,19 @@ PLANTED = {
 # ---- healthy -------------------------------------------------------------------------------------------------------
 
 
-def r3_points(steps: int = 400) -> mg.Experiment:
+def r3_points(steps: int = 300) -> mg.Experiment:
     generator, critic = nets()
     model = GAN(generator, critic, LATENT, RELATIVISTIC, (R1(0.1), R2(0.1)))
     return mg.Experiment(model, ring(), trainer(steps, betas(1e-3), ema=0.99))
 
 
-def wgan_points(steps: int = 400) -> mg.Experiment:
+def wgan_points(steps: int = 300) -> mg.Experiment:
     generator, critic = nets()
     model = GAN(generator, critic, LATENT, WASSERSTEIN, (GradientPenalty(1.0),), critic_steps=2)
     return mg.Experiment(model, ring(), trainer(steps, betas(1e-3)))
 
 
-def labelled_points(steps: int = 400) -> mg.Experiment:
+def labelled_points(steps: int = 300) -> mg.Experiment:
     generator = MLP(LATENT, 2, 64, 2, classes=8)
     critic = Critic(MLP(2, 64, 64, 2), 64, classes=8)
     model = GAN(generator, critic, LATENT, RELATIVISTIC, (R1(0.1), R2(0.1)))
@@ -208,15 +210,17 @@ def dcgan_digits(steps: int = 300) -> mg.Experiment:
     return mg.Experiment(model, data, trainer(steps, betas(1e-3), ema=0.99))
 
 
-def vae_digits(steps: int = 400) -> mg.Experiment:
+def vae_digits(steps: int = 300) -> mg.Experiment:
     model = VAE(Diagonal(MLP(64, 32, 128, 2), 16), MLP(16, 64, 128, 2), Gaussian((1, 8, 8), 0.4, learned=True))
     data = mg.Data(Shuffled(Digits("train"), 64), Digits("test"))
     return mg.Experiment(model, data, trainer(steps, AdamW(2e-3), ema=0.99))
 
 
-def diffusion_points(steps: int = 400) -> mg.Experiment:
+def diffusion_points(steps: int = 300) -> mg.Experiment:
     model = flow_matching(MLP(2, 2, 64, 3, scalars=("t",), sinusoid=32), (2,), drop=0.0)
-    return mg.Experiment(model, ring(), trainer(steps, AdamW(2e-3), ema=0.99))
+    return mg.Experiment(
+        model, ring(), trainer(steps, AdamW(2e-3), ema=0.99, options={"solver": "dpmpp-2m", "steps": 10})
+    )
 
 
 HEALTHY = {

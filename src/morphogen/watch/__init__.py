@@ -1,6 +1,7 @@
 """A watch over a training, for any family: signs that something goes wrong, told in words."""
 
-from .look import Alarm, Look
+from ..alarms import Alarm, Told, told
+from .look import Look
 from .signs import SIGNS, Collapse, Dead, Leak, Memorisation, Oscillation, Sign, StrongCritic, Unheard, WeakCritic
 from .watch import Watch
 
@@ -15,7 +16,9 @@ __all__ = [
     "Oscillation",
     "Sign",
     "StrongCritic",
+    "Told",
     "Unheard",
     "Watch",
     "WeakCritic",
+    "told",
 ]

@@ -29,18 +29,6 @@ _TWINS = 32  # samples of one condition
 _WORTH = 25  # items of a batch by which the worth of conditions is measured
 
 
-class Alarm(NamedTuple):
-    """Something that goes wrong: the sign's name, what was seen with its numbers, the likely cause, what to change."""
-
-    sign: str
-    evidence: str
-    cause: str
-    change: str
-
-    def __str__(self) -> str:
-        return f"{self.sign}: {self.evidence}. Likely cause: {self.cause}. What to change: {self.change}."
-
-
 class Worth(NamedTuple):
     """By how much a loss rises when conditions are exchanged among items, on average, and the standard error."""
 

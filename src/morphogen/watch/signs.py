@@ -13,9 +13,10 @@ import math
 from typing import Protocol, runtime_checkable
 
 from ..adversarial.losses import Game
+from ..alarms import Alarm
 from ..metrics.memorisation import memorised, nearest
 from ..spec import Remembers
-from .look import Alarm, Look, deviation
+from .look import Look, deviation
 from .series import turn
 
 

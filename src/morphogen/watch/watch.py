@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..alarms import told
 from ..errors import UserError
 from ..metrics.judge import Judge
 from ..spec import Remembers
-from .look import Alarm, Look
+from .look import Look
 from .signs import SIGNS, Sign
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Watch(Remembers):
         lately = earlier[len(earlier) - (self.patience - 1) :]
         lasting = len(earlier) >= self.patience - 1
         training.log.write({"step": look.step, "watch": look.numbers, "signs": [alarm.sign for alarm in found]})
-        standing = told(look.lines)
+        standing = {t.alarm.sign: t.alarm.cause for t in told(look.lines) if t.over is None}
         for alarm in found:
             if lasting and all(alarm.sign in signs for signs in lately) and standing.get(alarm.sign) != alarm.cause:
                 training.log.write({"step": look.step, "alarm": alarm._asdict()})
@@ -67,19 +68,3 @@ class Watch(Remembers):
             if sign not in {alarm.sign for alarm in found}:
                 training.log.write({"step": look.step, "over": sign})
                 training.voice.say(f"step {look.step}: {sign} is over")
-
-
-def told(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of a log's lines, the alarms that stand: their signs and causes."""
-    standing: dict[str, str] = {}
-    for line in lines:
-        if "alarm" in line:
-            standing[line["alarm"]["sign"]] = line["alarm"]["cause"]
-        elif "over" in line:
-            standing.pop(line["over"], None)
-    return standing
-
-
-def alarms(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, Alarm]]:
-    """The alarms in a log's lines, with their steps."""
-    return [(line["step"], Alarm(**line["alarm"])) for line in lines if "alarm" in line]
