@@ -24,7 +24,7 @@ from ..spec import Remembers
 if TYPE_CHECKING:
     from ..train import Training
 
-_MOST = 20_000  # training items that a sample may be a copy of: of more, the first in a fixed random order
+_MOST = 10_000  # training items that a sample may be a copy of: of more, the first in a fixed random order
 _TWINS = 32  # samples of one condition
 _WORTH = 25  # items of a batch by which the worth of conditions is measured
 
