@@ -24,11 +24,12 @@ def seen_items(source: Source, test: Items, named: str = "this run") -> Seen:
     """
     from .data.augment import Augmented
     from .data.densities import Drawn, Fresh
+    from .data.paired import Unpaired
     from .data.source import Shuffled
     from .diffusion.coupling import OptimalTransport
 
-    while isinstance(source, Augmented | OptimalTransport):
-        source = source.source
+    while isinstance(source, Augmented | OptimalTransport | Unpaired):
+        source = source.target if isinstance(source, Unpaired) else source.source
     if isinstance(source, Fresh):
         other = test.seed + 1 if isinstance(test, Drawn) else 1
         return Seen(Drawn(source.density, len(test), seed=other), recorded=False)

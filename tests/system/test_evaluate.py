@@ -77,7 +77,8 @@ def test_points_of_a_density(coupling: str, tmp_path: Path, capsys: pytest.Captu
     assert run(f"evaluate {path} --n 500 --likelihood 12 --steps 4") == 0
     found = page(path)
     measures = found["measures"]
-    assert set(measures) == {"frechet", "floor", "log_prob", "KL", "elbo"}
+    assert set(measures) - {"reverse_kl"} == {"frechet", "floor", "log_prob", "KL", "elbo", "modes", "high_quality"}
+    assert measures["high_quality"]["n"] == 500
     assert found["judge"] is None
     out, err = capsys.readouterr()
     assert "nothing to have memorised" in out + err
@@ -136,6 +137,17 @@ def test_a_net_with_classes_is_judged_from_under_its_source(reader: Path, tmp_pa
     assert run(f"train own.py:pixels --run {path} --classes 10") == 0
     assert run(f"evaluate {path} --n 20 --steps 2 --judge {reader}") == 0
     assert set(page(path)["measures"]) == {"judge", "agreement", "useful", "memorised", "frechet", "floor"}
+
+
+def test_classes_are_counted_among_samples_that_were_asked_for_none(reader: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    path = tmp_path / "pixels"
+    assert run(f"train own.py:pixels --run {path} --classes 10") == 0
+    assert run(f"evaluate {path} --n 20 --steps 2 --judge {reader} --classes 30") == 0
+    measures = page(path)["measures"]
+    assert measures["rarest"]["value"] <= 0.1 <= measures["commonest"]["value"]
+    assert measures["rarest"]["n"] == measures["commonest"]["n"] == 30
+    assert run(f"evaluate {path} --n 20 --steps 2 --classes 30") == 2  # nobody reads them
 
 
 def test_the_likelihood_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
