@@ -203,7 +203,7 @@ def labelled_points(steps: int = 300) -> mg.Experiment:
     return mg.Experiment(model, ring(), trainer(steps, betas(1e-3), ema=0.99))
 
 
-def dcgan_digits(steps: int = 300) -> mg.Experiment:
+def dcgan_digits(steps: int = 200) -> mg.Experiment:
     generator, body = DCGANGenerator(LATENT, 1, 8, 16, 2), DCGANBody(1, 8, 16, 2)
     model = GAN(generator, Critic(body, body.features), LATENT, NON_SATURATING, (R1(1.0),))
     data = mg.Data(Shuffled(Digits("train"), 64), Digits("test"))
