@@ -5,19 +5,22 @@ r"""What keeps a critic smooth: penalties on its gradient, and on how it changes
     gradient penalty   λ E (|∇D(x̃)| - c)²,   x̃ = u x + (1 - u) x̂,  u ~ U(0, 1)          (Gulrajani et al. 2017)
     consistency        λ E (D(x) - D(T(x)))² + λ' E (D(x̂) - D(T(x̂)))²     (Zhang et al. 2020; of both: Zhao et al. 2021)
 
+A weight may fall along half a cosine over the first steps of a training, as γ does in R3GAN (Huang et al. 2024).
 Lazy, of every k-th step and times k, a penalty has the same gradient in the mean (Karras et al. 2020, StyleGAN2). With
 R1 or the penalty centred at c = 0 the Dirac-GAN converges, where without it turns in circles.
 
 Mescheder, Geiger & Nowozin 2018, "Which training methods for GANs do actually converge?", arXiv:1801.04406; Gulrajani
 et al. 2017, "Improved training of Wasserstein GANs", arXiv:1704.00028; Zhang et al. 2020, "Consistency regularization
 for GANs", arXiv:1910.12027; Zhao et al. 2021, "Improved consistency regularization for GANs", arXiv:2002.04724; Karras
-et al. 2020, "Analyzing and improving the image quality of StyleGAN", arXiv:1912.04958.
+et al. 2020, "Analyzing and improving the image quality of StyleGAN", arXiv:1912.04958; Huang et al. 2024, "The GAN is
+dead; long live the GAN!", arXiv:2501.05441.
 Departures: a lazy penalty is added to the loss of the steps in which it is due, and has no step of its own; where a
 critic gives several scores of one x, the gradient is that of their mean.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
@@ -89,13 +92,32 @@ class Penalty(Remembers, ABC):
             )
         self.weight, self.every = weight, every
 
+    def factor(self, step: int) -> float:
+        """What the penalty counts in the loss after `step` finished steps: 0 where it is not due."""
+        return self.weight * self.every if step % self.every == 0 else 0.0
+
     @abstractmethod
     def __call__(self, play: Play) -> Tensor:
         """The penalty of a batch, a mean over samples, without its weight."""
 
 
-class R1(Penalty):
-    """½ γ E |∇D(x)|² over real x. weight: γ."""
+class ZeroCentred(Penalty):
+    """Base of R1 and R2. weight: γ, or where it begins; final: where it ends after `over` steps, by half a cosine."""
+
+    def __init__(self, weight: float = 1.0, every: int = 1, *, final: float | None = None, over: int = 0) -> None:
+        super().__init__(weight, every)
+        if (final is not None and final < 0) or over < 0:
+            raise UserError(f"{type(self).__name__} was given final={final}, over={over}: give 0 or more of each.")
+        self.final, self.over = weight if final is None else final, over
+
+    def factor(self, step: int) -> float:
+        left = 0.5 * (1 + math.cos(math.pi * step / self.over)) if step < self.over else 0.0
+        weight = self.final + (self.weight - self.final) * left
+        return weight * self.every if step % self.every == 0 else 0.0
+
+
+class R1(ZeroCentred):
+    """½ γ E |∇D(x)|² over real x."""
 
     name = "r1"
 
@@ -103,8 +125,8 @@ class R1(Penalty):
         return zero_centred(play.real, play.real_scores)
 
 
-class R2(Penalty):
-    """½ γ E |∇D(x̂)|² over made x. weight: γ."""
+class R2(ZeroCentred):
+    """½ γ E |∇D(x̂)|² over made x."""
 
     name = "r2"
 
@@ -144,16 +166,16 @@ class Consistency(Penalty):
         return of_real + self.made * of_fake
 
 
-def due(penalties: Sequence[Penalty], step: int) -> list[Penalty]:
-    """Those that are in the loss after `step` finished steps."""
-    return [p for p in penalties if step % p.every == 0]
+def due(penalties: Sequence[Penalty], step: int) -> list[tuple[Penalty, float]]:
+    """Those that are in the loss after `step` finished steps, each with its factor."""
+    return [(p, factor) for p in penalties if (factor := p.factor(step))]
 
 
-def penalised(penalties: Sequence[Penalty], play: Play) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the penalties, weighted, each times the steps that it stands for; and what to log of them."""
+def penalised(terms: Sequence[tuple[Penalty, float]], play: Play) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of the penalties that are due, each times its factor; and what to log of them."""
     total, logs = play.real_scores.new_zeros(()), {}
-    for penalty in penalties:
+    for penalty, factor in terms:
         value = penalty(play)
         logs[penalty.name] = value.detach()
-        total = total + penalty.weight * penalty.every * value
+        total = total + factor * value
     return total, logs

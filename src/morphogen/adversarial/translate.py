@@ -103,15 +103,15 @@ class Pix2Pix(Model):
         return scores
 
     def translate(
-        self, source: Float[Tensor, b * source_shape], *, noise: Noise | None = None
-    ) -> Float[Tensor, b * shape]:
+        self, source: Float[Tensor, " b *source_shape"], *, noise: Noise | None = None
+    ) -> Float[Tensor, " b *shape"]:
         """x (B, *shape) of source pictures; the same of one source each time, where no noise is given."""
         made: Tensor = self.generator(source, noise or Noise.of(source))
         return made
 
     def sample(
         self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None
-    ) -> Float[Tensor, n * shape]:
+    ) -> Float[Tensor, " n *shape"]:
         """x (n, *shape) of cond source (n, *source_shape)."""
         return self.translate(_source(cond), noise=noise)
 
@@ -202,13 +202,13 @@ class CycleGAN(Model):
             self.pool_back.put(everyone.gather(seen["made_back"]), everyone.gather(seen["slot_back"]))
 
     def translate(
-        self, source: Float[Tensor, b * source_shape], *, noise: Noise | None = None
-    ) -> Float[Tensor, b * shape]:
+        self, source: Float[Tensor, " b *source_shape"], *, noise: Noise | None = None
+    ) -> Float[Tensor, " b *shape"]:
         """x (B, *shape) of source pictures, without chance: `noise` is not read."""
         made: Tensor = self.generator(source)
         return made
 
-    def translate_back(self, x: Float[Tensor, b * shape]) -> Float[Tensor, b * source_shape]:
+    def translate_back(self, x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *source_shape"]:
         """Source pictures of x (B, *shape)."""
         made: Tensor = self.back(x)
         return made
@@ -227,8 +227,8 @@ class Pool(nn.Module):
         self.register_buffer("held", torch.zeros((), dtype=torch.int64))
 
     def forward(
-        self, made: Float[Tensor, b * shape], noise: Noise
-    ) -> tuple[Float[Tensor, b * shape], Int[Tensor, " b"]]:
+        self, made: Float[Tensor, " b *shape"], noise: Noise
+    ) -> tuple[Float[Tensor, " b *shape"], Int[Tensor, " b"]]:
         """What is shown instead of each of `made`, and which place this is to take, -1 for none. Changes nothing."""
         if not self.size or not self.training:
             return made, torch.full_like(noise.key, -1)
@@ -238,7 +238,7 @@ class Pool(nn.Module):
         shown = torch.where(swapped.view(-1, *(1,) * (made.ndim - 1)), old, made)
         return shown, torch.where(swapped, slot, -1)
 
-    def put(self, made: Float[Tensor, b * shape], slot: Int[Tensor, " b"]) -> None:
+    def put(self, made: Float[Tensor, " b *shape"], slot: Int[Tensor, " b"]) -> None:
         """Put each of `made` in its place, or in the next free one; of several in one place the last stays."""
         place = torch.arange(len(made), device=made.device)
         free = self.held + place

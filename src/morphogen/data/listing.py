@@ -142,8 +142,10 @@ def _check(entry: Entry, listing: Listing) -> None:
         raise ValueError("a label without a class")
     if not 0 <= entry.height * entry.width <= _OPENS or min(entry.height, entry.width) < 0:
         raise ValueError("a size that no picture has")
-    if set(entry.cond) != set(listing.conditions) or not all(isinstance(v, int | float) for v in entry.cond.values()):
+    if set(entry.cond) != set(listing.conditions):
         raise ValueError("other conditions")
+    if not all(isinstance(v, float) and math.isfinite(v) for v in entry.cond.values()):
+        raise ValueError("a condition that is no number, or an integer of any size")
 
 
 # ---- what is said of a picture -------------------------------------------------------------------------------------

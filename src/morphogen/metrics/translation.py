@@ -62,13 +62,13 @@ def is_paired(items: Items) -> bool:
 @torch.no_grad()
 def translated(
     model: nn.Module,
-    source: Float[Tensor, n * shape],
+    source: Float[Tensor, " n *shape"],
     *,
     back: bool = False,
     seed: int = 0,
     chunk: int = 50,
     progress: Callable[[int], None] = lambda done: None,
-) -> Float[Tensor, n * made]:
+) -> Float[Tensor, " n *made"]:
     """The translations (n, ...) of all sources on the CPU, made where the model is, in evaluation mode.
 
     The i-th is a function of its source, the seed and i. back: source pictures of pictures.
@@ -107,15 +107,15 @@ def _share(edges: Tensor, others: Tensor, within: int) -> Tensor:
 
 
 def evaluate_translations(
-    made: Float[Tensor, n * shape],
-    truth: Float[Tensor, n * shape],
+    made: Float[Tensor, " n *shape"],
+    truth: Float[Tensor, " n *shape"],
     *,
     edges: Edges,
     paired: bool = True,
     judge: Judge | None = None,
     label: Int[Tensor, " n"] | None = None,
-    real: Float[Tensor, m * shape] | None = None,
-    seen: Float[Tensor, k * shape] | None = None,
+    real: Float[Tensor, " m *shape"] | None = None,
+    seen: Float[Tensor, " k *shape"] | None = None,
 ) -> dict[str, Measure]:
     """Translations of held-out sources, in order:
 

@@ -11,7 +11,8 @@ its skips (Zhang, Dauphin & Ma 2019, "Fixup initialization", arXiv:1901.09321).
 
 Huang, Gokaslan, Kuleshov & Tompkin 2024, "The GAN is dead; long live the GAN! A modern baseline GAN", arXiv:2501.05441.
 Departures: pixels are averaged where the paper filters by (1, 3, 3, 1) on the way down; the class is told to the critic
-by `nets.Critic`, whose score has a part without it; any picture whose size is a multiple of 2^(stages - 1) is taken.
+by `nets.Critic`, whose score has a part without it; with patch=2 the finest stage sees 2 x 2 pixels as one of four
+channels, which costs a quarter; any picture whose size is a multiple of patch 2^(stages - 1) is taken.
 """
 
 from __future__ import annotations
@@ -76,23 +77,24 @@ class FixupBlock(Net):
         return out
 
 
-def _sized(size: int, widths: Sequence[int], depth: int) -> int:
+def _sized(size: int, widths: Sequence[int], depth: int, patch: int) -> int:
     """The size of the coarsest map. Raises UserError."""
-    if not widths or depth < 1:
+    if not widths or depth < 1 or patch < 1:
         raise UserError(f"An R3GAN net of {len(widths)} stages of {depth} blocks is empty: give 1 or more of each.")
-    if size < 1 or size % (1 << (len(widths) - 1)):
+    unit = patch << (len(widths) - 1)
+    if size < 1 or size % unit:
         raise UserError(
-            f"An R3GAN net of {len(widths)} stages wants pictures whose size is a multiple of"
-            f" {1 << (len(widths) - 1)}, not {size} pixels: take fewer stages, or pad the pictures."
+            f"An R3GAN net of {len(widths)} stages and patches of {patch} wants pictures whose size is a multiple of"
+            f" {unit}, not {size} pixels: take fewer stages, or pad the pictures."
         )
-    return size >> (len(widths) - 1)
+    return size // unit
 
 
 class R3GANGenerator(Net):
     """z (B, latent), conditions -> x (B, channels, size, size).
 
     widths: channels of the stages, coarse to fine. depth: blocks of each. group: channels of a group. expansion: of
-    the channels inside a block. classes: of `cond["label"]`; 0 reads none.
+    the channels inside a block. patch: edge of what the finest stage sees as one. classes: of `cond["label"]`, or 0.
     """
 
     def __init__(
@@ -105,10 +107,11 @@ class R3GANGenerator(Net):
         *,
         group: int = 16,
         expansion: int = 2,
+        patch: int = 1,
         classes: int = 0,
     ) -> None:
         super().__init__()
-        coarsest, blocks = _sized(size, widths, depth), depth * len(widths)
+        coarsest, blocks = _sized(size, widths, depth, patch), depth * len(widths)
         self.classes = ClassEmbedding(classes, latent) if classes else None
         self.basis = nn.Parameter(torch.randn(widths[0], coarsest, coarsest))
         self.weigh = _he(nn.Linear(latent * (2 if classes else 1), widths[0], bias=False), 1.0)
@@ -118,7 +121,8 @@ class R3GANGenerator(Net):
         self.stages = nn.ModuleList(
             nn.Sequential(*(FixupBlock(w, group, blocks, expansion) for _ in range(depth))) for w in widths
         )
-        self.last = _point(widths[-1], channels, bias=True)
+        self.patch = patch
+        self.last = _point(widths[-1], channels * patch**2, bias=True)
 
     def forward(
         self, z: Float[Tensor, "b latent"], cond: Mapping[str, Tensor] = NONE
@@ -130,8 +134,7 @@ class R3GANGenerator(Net):
             if k:  # the channels first, which is the same and less
                 h = F.interpolate(change(h), scale_factor=2.0, mode="bilinear")
             h = stage(h)
-        x: Tensor = self.last(h)
-        return x
+        return F.pixel_shuffle(self.last(h), self.patch)
 
 
 class R3GANBody(Net):
@@ -149,12 +152,13 @@ class R3GANBody(Net):
         *,
         group: int = 16,
         expansion: int = 2,
+        patch: int = 1,
         features: int = 128,
     ) -> None:
         super().__init__()
-        coarsest, blocks = _sized(size, widths, depth), depth * len(widths)
-        self.features = features
-        self.first = _point(channels, widths[0], bias=True)
+        coarsest, blocks = _sized(size, widths, depth, patch), depth * len(widths)
+        self.features, self.patch = features, patch
+        self.first = _point(channels * patch**2, widths[0], bias=True)
         self.stages = nn.ModuleList(
             nn.Sequential(*(FixupBlock(w, group, blocks, expansion) for _ in range(depth))) for w in widths
         )
@@ -164,7 +168,7 @@ class R3GANBody(Net):
         self.head = _he(nn.Linear(widths[-1], features, bias=False), 1.0)
 
     def forward(self, x: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b {self.features}"]:
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch))
         for k, stage in enumerate(self.stages):
             if k:
                 h = self.changes[k - 1](halved(h))

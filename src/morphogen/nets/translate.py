@@ -131,7 +131,7 @@ class TranslationBlock(Net):
         return out
 
 
-def dropped(h: Float[Tensor, b * shape], rate: float, noise: Noise | None) -> Float[Tensor, b * shape]:
+def dropped(h: Float[Tensor, " b *shape"], rate: float, noise: Noise | None) -> Float[Tensor, " b *shape"]:
     """h with a share `rate` of its numbers set to 0 by `noise`, and the others made larger by 1 / (1 - rate)."""
     if not rate or noise is None:
         return h
