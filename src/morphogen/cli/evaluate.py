@@ -2,9 +2,9 @@
 
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
-values themselves. A net that was told no classes is asked for none, and only the distances are taken. Samples of a
-mixture of Gaussians are told by its modes, and on request those that are drawn without a class by the classes that the
-judge reads. Whatever has a
+values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
+and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, those of stacked digits by
+theirs, and on request those that are drawn without a class by the classes that the judge reads. Whatever has a
 likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
 """
 
@@ -16,20 +16,23 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
 from .train import temporary
+from .translate import measured_translations
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core import Items
+    from ..data.stacked import Stacked
     from ..experiment import Run
     from ..metrics.measure import Measure
 
@@ -133,6 +136,7 @@ def measure_run(
     from ..core import Samples, can
     from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
+    from ..metrics.translation import Translates
     from .receipts import command, machine, now
 
     began = time.perf_counter()
@@ -147,7 +151,10 @@ def measure_run(
         measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
-    if can(run.model, Samples) and n:
+    if can(run.model, Translates) and n:
+        found, page["judge"] = _translations(context, run, test, n, judge, seed)
+        page["n"], measures = min(n, len(test)), measures | found
+    elif can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
@@ -252,10 +259,13 @@ def _samples(
     """What the samples are worth, and which judge said so."""
     import torch
 
+    from ..data.stacked import Stacked
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = seen_items(run, test)
+    seen = seen_items(run.data.train, test, f"the run {str(run.path)!r}")
+    if isinstance(test, Stacked):
+        return _stacked(context, run, test, n, judge, seed, options)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -294,6 +304,48 @@ def _samples(
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
 
 
+def _stacked(
+    context: Context, run: Run, test: Stacked, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """How many modes of stacked digits the samples reach, as a judge of the single ones reads them; and what test items
+    as many do.
+    """
+    import torch
+
+    from ..core import can
+    from ..data.stacked import mode_of
+    from ..experiment import draw
+    from ..metrics.judge import Judge
+    from ..metrics.stacked import channel_labels, stacked_modes
+
+    reads = None if judge is None or judge.space is None else tuple(judge.space.shape)
+    if judge is None or not can(judge.model, Judge) or reads != (1, *test.take(torch.zeros(1).long())["x"].shape[2:]):
+        raise UserError(
+            "Modes of stacked digits are counted by a judge of single ones: give --judge RUN, a classifier's."
+        )
+    context.tell.note(f"Drawing {n} samples{''.join(f', {k} {v}' for k, v in options.items())} …")
+    with context.tell.progress("sample", n) as progress:
+        x = draw(run.model, n, seed=seed, options=options, progress=progress).cpu()
+    model: Any = judge.model.cpu()
+    real = test.take(torch.arange(n) % len(test))["x"]
+    found, best = (stacked_modes(mode_of(channel_labels(model, y), test.classes), test.modes) for y in (x, real))
+    told = found | {f"{name} of data": m for name, m in best.items()}
+    kept = {name: m for name, m in told.items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
+    return kept, {"run": str(judge.path), "step": judge.step}
+
+
+def _translations(
+    context: Context, run: Run, test: Items, n: int, judge: Run | None, seed: int
+) -> tuple[dict[str, Measure], dict[str, Any] | None]:
+    """What the translations of test items are worth, and which judge said so."""
+    judging = None if judge is None else checked_judge(run, judge)
+    model = None if judging is None else judging.model.cpu()
+    found = measured_translations(
+        context, run, test, n, model, seen_items(run.data.train, test, f"the run {str(run.path)!r}").items, seed
+    )
+    return found, None if judging is None else {"run": str(judging.path), "step": judging.step}
+
+
 def _classes(context: Context, run: Run, n: int, judge: Run, seed: int, options: dict[str, Any]) -> dict[str, Measure]:
     """Which classes are drawn where none is asked for."""
     from ..experiment import draw
@@ -318,36 +370,6 @@ def _modes(x: Tensor, test: Items) -> dict[str, Measure]:
         return {}
     found = mode_coverage(x, torch.tensor(mixture.means), mixture.std, torch.tensor(mixture.weights))
     return {k: m for k, m in found._asdict().items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
-
-
-class Seen(NamedTuple):
-    """Items of the training data's law. recorded: they are the very items that the model was trained on."""
-
-    items: Items
-    recorded: bool
-
-
-def seen_items(run: Run, test: Items) -> Seen:
-    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
-    from ..data.augment import Augmented
-    from ..data.densities import Drawn, Fresh
-    from ..data.encoded import Encoded
-    from ..data.source import Shuffled
-    from ..diffusion.coupling import OptimalTransport
-
-    source = run.data.train
-    while isinstance(source, Augmented | OptimalTransport):
-        source = source.source
-    if isinstance(source, Fresh):
-        other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
-    if not isinstance(source, Shuffled):
-        raise UserError(
-            f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
-            " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
-        )
-    items = source.items.items if isinstance(source.items, Encoded) else source.items
-    return Seen(items, recorded=True)
 
 
 def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:

@@ -15,6 +15,7 @@ from .r3gan import R3GANBody, R3GANGenerator
 from .resnet import Reader, ResNet, SpeedNet
 from .spectral import spectrally_normalised
 from .transformer import Attention, Block, CrossAttention, FeedForward
+from .translate import TranslationResNet, TranslationUNet
 from .unet import UNet
 from .vgg import VGG16
 
@@ -46,6 +47,8 @@ __all__ = [
     "Sinusoidal",
     "SpeedNet",
     "TimeEmbedding",
+    "TranslationResNet",
+    "TranslationUNet",
     "UNet",
     "Upsample",
     "drop",
