@@ -10,7 +10,7 @@ from ..experiment import Data, Experiment
 def points_gan(
     density: Literal["8-gaussians", "25-gaussians"] = "8-gaussians",
     game: Literal["r3gan", "wgan-gp", "non-saturating"] = "r3gan",
-    steps: int = 5000,
+    steps: int = 1500,
     width: int = 64,
     depth: int = 6,
     batch: int = 256,
