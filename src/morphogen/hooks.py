@@ -174,6 +174,10 @@ class Voice:
     def picture(self, step: int, path: str) -> None:
         """A picture was written."""
 
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        """A watch has seen something that is wrong."""
+        self.say(f"step {step}: {text}")
+
 
 class Bar(Voice):
     """A progress bar with loss, speed and time left, for people at a terminal."""
@@ -254,6 +258,9 @@ class JsonLines(Voice):
 
     def picture(self, step: int, path: str) -> None:
         self._emit(event="picture", step=step, path=path)
+
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        self._emit(event="alarm", step=step, **fields)
 
 
 def voice_for(json_lines: bool = False) -> Voice:

@@ -96,6 +96,21 @@ def test_the_control_is_the_absolute_error_alone() -> None:
     torch.testing.assert_close(alone(batch, "generator_loss").value.detach(), 100 * l1)
 
 
+def test_the_critic_comes_after_so_many_steps() -> None:
+    model, plain, batch = pix2pix(after=2), pix2pix(), pairs(channels=2)
+    model.step = 1
+    said = model(batch, "generator_loss")
+    torch.testing.assert_close(said.value.detach(), 100 * said.logs["l1"])
+    model(batch, "critic_loss").value.backward()
+    assert all(float(p.grad.abs().max()) == 0 for p in model.critic.parameters())  # type: ignore[union-attr]
+    for ready in (2, 3):
+        model.step = ready
+        for phase in ("generator_loss", "critic_loss"):
+            assert torch.equal(model(batch, phase).value, plain(batch, phase).value)
+    model.step = 0
+    assert torch.equal(model.eval()(batch, "critic_loss").value, plain.eval()(batch, "critic_loss").value)
+
+
 class Constant(Net):
     """One learned picture, whatever the source."""
 
@@ -382,8 +397,9 @@ def test_wrong_settings_are_sentences() -> None:
             cyclegan(**wrong)
     with pytest.raises(UserError, match="l1=-1"):
         pix2pix(l1=-1.0)
-    with pytest.raises(UserError, match="without a critic"):
-        pix2pix(critic=False, l1=0.0)
+    for wrong in ({"critic": False, "l1": 0.0}, {"l1": 0.0, "after": 3}, {"after": -1}):
+        with pytest.raises(UserError, match="no critic"):
+            pix2pix(**wrong)
     with pytest.raises(UserError, match="one height"):
         Pix2Pix(TranslationUNet(1, 1, 4, 3), PatchCritic(2, 4, 1), (1, 8, 8), (1, 12, 12))
     assert (pix2pix().game, cyclegan().game) == (NON_SATURATING, LEAST_SQUARES)

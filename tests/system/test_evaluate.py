@@ -12,13 +12,13 @@ import torch
 
 from morphogen import UserError
 from morphogen.cli import main
-from morphogen.cli.evaluate import seen_items
 from morphogen.data.augment import Augmented
 from morphogen.data.densities import Drawn, Fresh, bumps, eight_gaussians
 from morphogen.data.digits import Digits
 from morphogen.data.source import Shuffled
 from morphogen.diffusion.coupling import OptimalTransport
-from morphogen.experiment import Data, Run, load
+from morphogen.experiment import load
+from morphogen.seen import seen_items
 
 OWN = '''
 """Digits by a small U-Net, with or without classes, from under a source of a source."""
@@ -95,28 +95,21 @@ def test_points_of_a_density(coupling: str, tmp_path: Path, capsys: pytest.Captu
     assert measures["KL"]["n"] == 12
 
 
-def test_what_was_trained_on_is_found_under_its_sources(tmp_path: Path) -> None:
+def test_what_was_trained_on_is_found_under_its_sources() -> None:
     items, density = Digits("train"), bumps()
     test = Drawn(density, 50, seed=7)
 
-    def seen(source: Any, held: Any) -> Any:
-        class Only(Run):
-            def __init__(self) -> None:
-                self.path, self.data = tmp_path, Data(source, held)
-
-        return seen_items(Only(), held)
-
     wrapped = OptimalTransport(Augmented(OptimalTransport(Shuffled(items, 4)), ()))
-    assert seen(wrapped, Digits("test")) == (items, True)
+    assert seen_items(wrapped, Digits("test")) == (items, True)
     for source in (Fresh(density, 4), Augmented(OptimalTransport(Fresh(density, 4)), ())):
-        other, recorded = seen(source, test)
+        other, recorded = seen_items(source, test)
         assert not recorded
         assert other.density is density
         assert len(other) == len(test)
         every = torch.arange(50)
         assert not (other.take(every)["x"] == test.take(every)["x"]).any()
     with pytest.raises(UserError, match="neither recorded items nor draws"):
-        seen(object(), test)
+        seen_items(object(), test)
 
 
 @pytest.mark.parametrize("flags", ["", "--paired"])

@@ -37,8 +37,8 @@ class Pix2Pix(Model):
     """cond source (B, *source_shape) -> x (B, *shape), both pictures of one height and width.
 
     generator: (source, noise) to x. critic: source and x, channel by channel in one, to scores of any shape; None for
-    the regression alone (the control of the paper's table 1, "L1"). l1: weight λ of the absolute error.
-    game: what both play for. Optimisers: {"generator": …, "critic": …}.
+    the regression alone (the control of the paper's table 1, "L1"). l1: weight λ of the absolute error. after: steps
+    that are without the critic. game: what both play for. Optimisers: {"generator": …, "critic": …}.
     """
 
     scaffold: ClassVar[tuple[str, ...]] = ("critic",)
@@ -51,12 +51,15 @@ class Pix2Pix(Model):
         shape: tuple[int, ...],
         *,
         l1: float = 100.0,
+        after: int = 0,
         game: Game = NON_SATURATING,
     ) -> None:
         super().__init__()
-        if l1 < 0 or (critic is None and l1 == 0):
-            raise UserError(f"A Pix2Pix was given l1={l1}: give a weight of 0 or more, and above 0 without a critic.")
-        self.generator, self.critic, self.l1, self.game = generator, critic, l1, game
+        if min(l1, after) < 0 or (l1 == 0 and (critic is None or after)):
+            raise UserError(
+                f"A Pix2Pix was given l1={l1}, after={after}: give 0 or more, and l1 above 0 where there is no critic."
+            )
+        self.generator, self.critic, self.l1, self.after, self.game = generator, critic, l1, after, game
         self.source_shape, self.shape = tuple(source_shape), tuple(shape)
         if critic is not None and self.source_shape[1:] != self.shape[1:]:
             raise UserError(
@@ -76,6 +79,8 @@ class Pix2Pix(Model):
     def critic_loss(self, batch: Batch) -> Loss:
         """The critic's side, on the generator as it now is."""
         source, x = _source(batch.get("cond")), batch["x"]
+        if self.critic is not None and self.training and self.step < self.after:
+            return Loss(0.0 * torch.stack([p.sum() for p in self.critic.parameters()]).sum())
         with torch.no_grad():
             made = self.translate(source, noise=Noise(batch["key"]))
         real, fake = self._scores(source, x), self._scores(source, made)
@@ -86,7 +91,7 @@ class Pix2Pix(Model):
         source, x = _source(batch.get("cond")), batch["x"]
         made = self.translate(source, noise=Noise(batch["key"]))
         error = F.l1_loss(made, x)
-        if self.critic is None:
+        if self.critic is None or (self.training and self.step < self.after):
             return Loss(self.l1 * error, {"l1": error.detach()})
         fake = self._scores(source, made)
         play = self.game.generator(self._scores(source, x) if self.game.compares else fake, fake)

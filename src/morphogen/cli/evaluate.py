@@ -16,9 +16,10 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
@@ -262,7 +263,7 @@ def _samples(
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = seen_items(run, test)
+    seen = seen_items(run.data.train, test, f"the run {str(run.path)!r}")
     if isinstance(test, Stacked):
         return _stacked(context, run, test, n, judge, seed, options)
     one = test.take(torch.zeros(1, dtype=torch.long))
@@ -339,7 +340,9 @@ def _translations(
     """What the translations of test items are worth, and which judge said so."""
     judging = None if judge is None else checked_judge(run, judge)
     model = None if judging is None else judging.model.cpu()
-    found = measured_translations(context, run, test, n, model, seen_items(run, test).items, seed)
+    found = measured_translations(
+        context, run, test, n, model, seen_items(run.data.train, test, f"the run {str(run.path)!r}").items, seed
+    )
     return found, None if judging is None else {"run": str(judging.path), "step": judging.step}
 
 
@@ -367,37 +370,6 @@ def _modes(x: Tensor, test: Items) -> dict[str, Measure]:
         return {}
     found = mode_coverage(x, torch.tensor(mixture.means), mixture.std, torch.tensor(mixture.weights))
     return {k: m for k, m in found._asdict().items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
-
-
-class Seen(NamedTuple):
-    """Items of the training data's law. recorded: they are the very items that the model was trained on."""
-
-    items: Items
-    recorded: bool
-
-
-def seen_items(run: Run, test: Items) -> Seen:
-    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
-    from ..data.augment import Augmented
-    from ..data.densities import Drawn, Fresh
-    from ..data.encoded import Encoded
-    from ..data.paired import Unpaired
-    from ..data.source import Shuffled
-    from ..diffusion.coupling import OptimalTransport
-
-    source = run.data.train
-    while isinstance(source, Augmented | OptimalTransport | Unpaired):
-        source = source.target if isinstance(source, Unpaired) else source.source
-    if isinstance(source, Fresh):
-        other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
-    if not isinstance(source, Shuffled):
-        raise UserError(
-            f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
-            " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
-        )
-    items = source.items.items if isinstance(source.items, Encoded) else source.items
-    return Seen(items, recorded=True)
 
 
 def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:

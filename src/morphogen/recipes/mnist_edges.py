@@ -15,14 +15,16 @@ def mnist_edges(
     width: int = 32,
     batch: int = 32,
     lr: float = 1e-3,
-    l1: float = 100.0,
+    l1: float = 20.0,
+    after: float = 0.5,
 ) -> Experiment:
     """Pix2pix on MNIST's digits and their edges: a U-Net and a critic of patches of 16 pixels.
 
     to: what is to be made of the other. fine: edges at full size, which leave little open; else at half of it.
     critic: without one the same U-Net learns by the absolute error alone, as the control. steps: training steps.
     width: channels of the U-Net's first level. batch: pairs a step. lr: the learning rate, which falls to 0 in the
-    second half. l1: weight of the absolute error.
+    second half. l1: weight of the absolute error. after: the share of the steps that is
+    without a critic.
     """
     from ..adversarial.translate import Pix2Pix
     from ..average import EMA
@@ -39,8 +41,10 @@ def mnist_edges(
 
     change = drawn_edges if fine else coarse_edges
     train, test = (Derived(MNIST(part), change, reverse=to == "edges") for part in ("train", "test"))
-    net = TranslationUNet(1, 1, width, 4, dropped=2)
-    model = Pix2Pix(net, PatchCritic(2, width, 1) if critic else None, (1, 28, 28), (1, 28, 28), l1=l1)
+    net = TranslationUNet(1, 1, width, 4, dropped=1)
+    model = Pix2Pix(
+        net, PatchCritic(2, width, 1) if critic else None, (1, 28, 28), (1, 28, 28), l1=l1, after=round(after * steps)
+    )
     optim = AdamW(lr, betas=(0.5, 0.99), schedule=Linear())
     trainer = Trainer(
         steps,
