@@ -10,9 +10,9 @@ from ..experiment import Data, Experiment
 def emoji_pix2pix(
     to: Literal["twitter", "google"] = "twitter",
     critic: bool = True,
-    size: Literal[32, 64] = 64,
+    size: Literal[32, 64] = 32,
     held: Literal["test", "valid"] = "test",
-    steps: int = 1500,
+    steps: int = 600,
     width: int = 32,
     batch: int = 8,
     lr: float = 5e-4,

@@ -6,7 +6,7 @@ from ..experiment import Data, Experiment
 
 
 def mnist_cyclegan(
-    steps: int = 1000, width: int = 16, blocks: int = 3, batch: int = 8, lr: float = 1e-3, cycle: float = 10.0
+    steps: int = 500, width: int = 8, blocks: int = 2, batch: int = 8, lr: float = 1e-3, cycle: float = 10.0
 ) -> Experiment:
     """CycleGAN between MNIST's digits and negatives of them a pixel thicker, each of another half of the digits.
 
