@@ -15,7 +15,7 @@ from torch import Tensor
 from morphogen.core import Place
 from morphogen.data.album import Album
 from morphogen.data.digits import Digits
-from morphogen.data.edges import drawn_edges, edges, thick_negative
+from morphogen.data.edges import drawn_edges, edges, thick_grey, thick_negative
 from morphogen.data.emoji import CATEGORIES, Emoji
 from morphogen.data.items import Tensors
 from morphogen.data.listing import index
@@ -84,6 +84,7 @@ def test_thick_negatives() -> None:
     x = torch.full((1, 1, 5, 5), -1.0)
     x[0, 0, 2, 2] = 0.5
     y = thick_negative(x)
+    assert torch.equal(thick_grey(x), -y / 2)
     assert y[0, 0, 1:4, 1:4].unique().tolist() == [-0.5]
     assert int((y == 1).sum()) == 25 - 9
 

@@ -55,6 +55,11 @@ def coarse_edges(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     return F.interpolate(small, scale_factor=2.0, mode="nearest")[:, :, : x.shape[2], : x.shape[3]]
 
 
+def thick_grey(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Bright strokes on dark made a pixel thicker on every side, and all of half the contrast."""
+    return F.max_pool2d(x, 3, 1, 1) / 2
+
+
 def thick_negative(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Bright strokes on dark made a pixel thicker on every side, and dark on bright."""
     return -F.max_pool2d(x, 3, 1, 1)

@@ -9,7 +9,7 @@ from ..experiment import Data, Experiment
 
 def emoji_classifier(
     style: Literal["twitter", "google"] = "twitter",
-    size: Literal[32, 64] = 64,
+    size: Literal[32, 64] = 32,
     width: int = 16,
     epochs: float = 20.0,
     batch: int = 64,

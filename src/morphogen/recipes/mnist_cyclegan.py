@@ -1,4 +1,4 @@
-"""Digits from thick dark ones on a light ground, learned without a pair: CycleGAN on two halves of MNIST."""
+"""Digits from thick grey ones, learned without a pair: CycleGAN on two halves of MNIST."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ..experiment import Data, Experiment
 
 
 def mnist_cyclegan(
-    steps: int = 1000, width: int = 16, blocks: int = 3, batch: int = 8, lr: float = 1e-3, cycle: float = 10.0
+    steps: int = 500, width: int = 8, blocks: int = 2, batch: int = 8, lr: float = 1e-3, cycle: float = 10.0
 ) -> Experiment:
-    """CycleGAN between MNIST's digits and negatives of them a pixel thicker, each of another half of the digits.
+    """CycleGAN between MNIST's digits and thick grey ones, each of another half of the digits.
 
     The two halves share no digit, so that no picture has a partner; the test digits have, to measure by.
     steps: training steps. width: channels of the generators at full size. blocks: of each generator. batch: pictures of
@@ -17,7 +17,7 @@ def mnist_cyclegan(
     """
     from ..adversarial.translate import CycleGAN
     from ..average import EMA
-    from ..data.edges import thick_negative
+    from ..data.edges import thick_grey
     from ..data.mnist import MNIST, space
     from ..data.paired import Derived, Every, Unpaired
     from ..data.source import Shuffled
@@ -32,7 +32,7 @@ def mnist_cyclegan(
     generator, back = (TranslationResNet(1, 1, width, blocks) for _ in range(2))
     critic, critic_back = (PatchCritic(1, 2 * width, 1) for _ in range(2))
     model = CycleGAN(generator, back, critic, critic_back, shape, shape, cycle=cycle)
-    changed = Derived(Every(MNIST("train"), 2, 0), thick_negative, reverse=True)
+    changed = Derived(Every(MNIST("train"), 2, 0), thick_grey, reverse=True)
     source = Unpaired(Shuffled(changed, batch), Shuffled(Every(MNIST("train"), 2, 1), batch))
     optim = AdamW(lr, betas=(0.5, 0.999), schedule=Linear())
     trainer = Trainer(
@@ -45,4 +45,4 @@ def mnist_cyclegan(
         save_every=max(1, steps // 4),
         log_every=10,
     )
-    return Experiment(model, Data(source, Derived(MNIST("test"), thick_negative), space()), trainer)
+    return Experiment(model, Data(source, Derived(MNIST("test"), thick_grey), space()), trainer)

@@ -9,22 +9,21 @@ from ..experiment import Data, Experiment
 
 def mnist_edges(
     to: Literal["digits", "edges"] = "digits",
-    fine: bool = False,
+    coarse: bool = False,
     critic: bool = True,
     steps: int = 1500,
-    width: int = 32,
-    batch: int = 32,
+    width: int = 16,
+    batch: int = 16,
     lr: float = 1e-3,
     l1: float = 20.0,
     after: float = 0.5,
 ) -> Experiment:
     """Pix2pix on MNIST's digits and their edges: a U-Net and a critic of patches of 16 pixels.
 
-    to: what is to be made of the other. fine: edges at full size, which leave little open; else at half of it.
+    to: what is to be made of the other. coarse: edges found at half the size, which leave more open.
     critic: without one the same U-Net learns by the absolute error alone, as the control. steps: training steps.
     width: channels of the U-Net's first level. batch: pairs a step. lr: the learning rate, which falls to 0 in the
-    second half. l1: weight of the absolute error. after: the share of the steps that is
-    without a critic.
+    second half. l1: weight of the absolute error. after: the share of the steps that is without a critic.
     """
     from ..adversarial.translate import Pix2Pix
     from ..average import EMA
@@ -39,7 +38,7 @@ def mnist_edges(
     from ..optim import AdamW, Linear
     from ..train import Trainer
 
-    change = drawn_edges if fine else coarse_edges
+    change = coarse_edges if coarse else drawn_edges
     train, test = (Derived(MNIST(part), change, reverse=to == "edges") for part in ("train", "test"))
     net = TranslationUNet(1, 1, width, 4, dropped=1)
     model = Pix2Pix(
