@@ -72,6 +72,10 @@ from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.style import StyleCritic, StyleGenerator
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
+from morphogen.rl.env import Simulated
+from morphogen.rl.rollouts import Online
+from morphogen.rl.tabular import random_mdp
+from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
@@ -320,6 +324,12 @@ MODELS: dict[str, Callable[[], Instance]] = {
             pool=5,
         ),
         Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
+    ),
+    "tabular control": lambda: Instance(
+        Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+    ),
+    "double q-learning": lambda: Instance(
+        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
