@@ -24,6 +24,7 @@ from morphogen.core import Place
 from morphogen.data import Buckets, Shuffled, Tensors
 from morphogen.data.augment import Augmented, Dequantise
 from morphogen.data.densities import Fresh, eight_gaussians
+from morphogen.data.paired import Unpaired
 from morphogen.diffusion.coupling import OptimalTransport
 from morphogen.experiment import fit_weights
 from morphogen.log import read
@@ -146,6 +147,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "larger than the data": lambda: Shuffled(_items(3), 8),
     "buckets": lambda: Buckets([Shuffled(_items(7), 4), Shuffled(_items(5), 2)]),
     "augmented": lambda: Augmented(Shuffled(_items(10), 4), (Dequantise(16),)),
+    "unpaired": lambda: Unpaired(Shuffled(_items(10), 4), Shuffled(_items(7), 4)),
     "fresh": lambda: Fresh(eight_gaussians(), 6),
     "optimal transport": lambda: OptimalTransport(Shuffled(_items(10), 4)),
 }
