@@ -9,10 +9,10 @@ from ..experiment import Data, Experiment
 
 def mnist_gan(
     net: Literal["dcgan", "r3gan"] = "r3gan",
-    steps: int = 1300,
+    steps: int = 1700,
     width: int = 64,
     batch: int = 64,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     gamma: float = 1.0,
     latent: int = 64,
     drop: float = 0.0,
