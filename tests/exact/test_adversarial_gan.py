@@ -19,6 +19,7 @@ from morphogen.errors import UserError
 from morphogen.metrics.modes import class_shares, mode_coverage, nearest_mode
 from morphogen.nets.critic import Critic
 from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
+from morphogen.nets.embed import ClassEmbedding
 from morphogen.nets.mlp import MLP
 from morphogen.nets.r3gan import FixupBlock, R3GANBody, R3GANGenerator
 
@@ -205,6 +206,31 @@ def test_truncated_z_has_the_truncated_law() -> None:
     assert float(narrow.std(0).max()) < 1e-6
 
 
+def test_without_a_label_one_is_drawn_evenly_unless_training_has_hidden_some() -> None:
+    seen: list[Tensor] = []
+
+    class Told(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes = ClassEmbedding(3, 2)
+
+        def forward(self, z: Tensor, cond) -> Tensor:
+            seen.append(cond.get("label"))
+            return z + self.classes(cond, len(z))
+
+    noise = Noise.seeded(0, 3000)
+    x = GAN(Told(), MLP(2, 1), 2).sample(3000, noise=noise)
+    label = seen[0]
+    assert float(torch.bincount(label).div(3000).sub(1 / 3).abs().max()) < 0.03
+    again = GAN(Told(), MLP(2, 1), 2)
+    assert not torch.equal(again.sample(3000, {"label": label}, noise=Noise.seeded(0, 3000)), x)  # other weights
+    asked = again.sample(3000, {"label": label}, noise=Noise.seeded(0, 3000))
+    assert torch.equal(again.sample(3000, noise=Noise.seeded(0, 3000)), asked)  # the same z and labels
+    GAN(Told(), MLP(2, 1), 2, drop=0.1).sample(4, noise=Noise.seeded(0, 4))
+    assert seen[-1] is None
+    GAN(MLP(2, 2), MLP(2, 1), 2).sample(4, noise=Noise.seeded(0, 4))
+
+
 # ---- nets ----------------------------------------------------------------------------------------------------------
 
 
@@ -224,8 +250,11 @@ def test_dcgan_makes_and_reads_pictures(size: int, depth: int, norm: str) -> Non
 @pytest.mark.parametrize(("size", "patch"), [(28, 1), (28, 2), (32, 2)])
 def test_r3gan_makes_and_reads_pictures(size: int, patch: int) -> None:
     generator = R3GANGenerator(6, 3, size, (16, 8), group=4, patch=patch, classes=10)
-    x = generator(torch.randn(2, 6), {"label": torch.tensor([1, 9])})
+    z, cond = torch.randn(2, 6), {"label": torch.tensor([1, 9])}
+    x = generator(z, cond)
     assert x.shape == (2, 3, size, size)
+    generator.bounded = True
+    assert torch.equal(generator(z, cond), x.tanh())
     assert R3GANBody(3, size, (8, 16), group=4, patch=patch, features=5)(x).shape == (2, 5)
 
 

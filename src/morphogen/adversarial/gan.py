@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ..checks import one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, Phase, size
 from ..errors import UserError
-from ..nets.embed import drop
+from ..nets.embed import ClassEmbedding, drop
 from ..nets.spectral import iterate
 from .losses import NON_SATURATING, Game
 from .penalties import Penalty, Play, due, penalised
@@ -69,7 +69,8 @@ class GAN(Model):
     game:         what both play for. penalties: terms of the critic's loss.
     readings:     what else the critic is made to tell.
     critic_steps: turns of the critic for one of the generator, each a step on a batch of its own.
-    drop:         share of the conditions that are hidden from both, so that it can draw without.
+    drop:         share of the conditions that are hidden from both, so that it can draw without. With 0 a sample that
+                  is asked for no label is of one drawn evenly from those that the generator knows.
     Optimisers may be two: {"generator": …, "critic": …}. Held-out losses are without penalties.
     """
 
@@ -103,6 +104,7 @@ class GAN(Model):
         self.generator, self.critic, self.latent, self.game = generator, critic, latent, game
         self.penalties, self.readings = tuple(penalties), tuple(readings)
         self.critic_steps, self.drop = critic_steps, drop
+        self.labels = max((m.classes for m in generator.modules() if isinstance(m, ClassEmbedding)), default=0)
         self._mixes = game.mixes or any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, "mixes", False) for m in self.modules()
         )
@@ -211,6 +213,8 @@ class GAN(Model):
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
         latents = self.latents(noise, like.dtype)
+        if self.labels and not self.drop and "label" not in cond:
+            cond = {**cond, "label": noise.integers(self.labels)}
         if truncation < math.inf:
             latents = latents._replace(z=truncated(latents.z, truncation))
         return self._make(latents, cond)

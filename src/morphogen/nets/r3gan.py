@@ -93,6 +93,7 @@ def _sized(size: int, widths: Sequence[int], depth: int, patch: int) -> int:
 class R3GANGenerator(Net):
     """z (B, latent), conditions -> x (B, channels, size, size).
 
+    bounded: end in a hyperbolic tangent, for pictures in [-1, 1] with much of black and white.
     widths: channels of the stages, coarse to fine. depth: blocks of each. group: channels of a group. expansion: of
     the channels inside a block. patch: edge of what the finest stage sees as one. classes: of `cond["label"]`, or 0.
     """
@@ -109,6 +110,7 @@ class R3GANGenerator(Net):
         expansion: int = 2,
         patch: int = 1,
         classes: int = 0,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         coarsest, blocks = _sized(size, widths, depth, patch), depth * len(widths)
@@ -121,7 +123,7 @@ class R3GANGenerator(Net):
         self.stages = nn.ModuleList(
             nn.Sequential(*(FixupBlock(w, group, blocks, expansion) for _ in range(depth))) for w in widths
         )
-        self.patch = patch
+        self.patch, self.bounded = patch, bounded
         self.last = _point(widths[-1], channels * patch**2, bias=True)
 
     def forward(
@@ -134,7 +136,8 @@ class R3GANGenerator(Net):
             if k:  # the channels first, which is the same and less
                 h = F.interpolate(change(h), scale_factor=2.0, mode="bilinear")
             h = stage(h)
-        return F.pixel_shuffle(self.last(h), self.patch)
+        x = F.pixel_shuffle(self.last(h), self.patch)
+        return x.tanh() if self.bounded else x
 
 
 class R3GANBody(Net):

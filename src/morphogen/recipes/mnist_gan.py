@@ -9,20 +9,20 @@ from ..experiment import Data, Experiment
 
 def mnist_gan(
     net: Literal["dcgan", "r3gan"] = "r3gan",
-    steps: int = 1200,
+    steps: int = 1700,
     width: int = 64,
     batch: int = 64,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     gamma: float = 1.0,
     latent: int = 64,
-    drop: float = 0.1,
+    drop: float = 0.0,
 ) -> Experiment:
     """A GAN learns to draw the digits 0 to 9 as asked, or any, from MNIST's 60,000 of 28x28 pixels.
 
     net: dcgan plays non-saturating with a lazy R1, r3gan in relativistic pairs with R1 and R2. steps: training steps.
     width: channels of the finest maps. batch: digits a step. lr: the largest learning rate. gamma: weight of the
     penalties at first; it falls to a tenth by half time. latent: numbers that a digit is made of. drop: share of the
-    digits whose class is hidden, so that the net learns to draw any.
+    digits whose class is hidden from both nets.
     """
     from ..adversarial.gan import GAN
     from ..adversarial.losses import NON_SATURATING, RELATIVISTIC
@@ -52,7 +52,7 @@ def mnist_gan(
     else:
         features = 2 * width
         model = GAN(
-            R3GANGenerator(latent, 1, 28, (2 * width, width), patch=2, classes=10),
+            R3GANGenerator(latent, 1, 28, (2 * width, width), patch=2, classes=10, bounded=True),
             Critic(R3GANBody(1, 28, (width, 2 * width), patch=2, features=features), features, classes=10),
             latent,
             RELATIVISTIC,
