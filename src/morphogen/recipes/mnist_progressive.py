@@ -1,4 +1,8 @@
-"""Progressive growing on MNIST: digits as asked, from 4x4 pixels to 32x32."""
+"""Progressive growing on MNIST: digits as asked, from 4x4 pixels to 32x32.
+
+Recorded in docs/runs/mnist-progressive, on a busy core of an AMD EPYC in 502 s: all of 1,000 samples are read as asked,
+and a classifier that learned from them alone reads 77 % of the real test digits, for those of a class are much alike.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ def mnist_progressive(
     batch: int = 32,
     lr: float = 5e-3,
 ) -> Experiment:
-    """A GAN that grows from 4x4 to 32x32 learns to draw the digits as asked, in about five minutes on one core.
+    """A GAN that grows from 4x4 to 32x32 learns to draw the digits as asked, in five to nine minutes on one core.
 
     game: wasserstein, with a gradient penalty, or non-saturating, with R1. steps: training steps; a seventh of them at
     4x4, then for each of three doublings one in which it comes in and one for it to settle. width: channels at 32x32;

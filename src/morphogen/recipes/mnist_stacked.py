@@ -52,8 +52,8 @@ def mnist_stacked(
     else:
         thin = max(1, width // 4)
         widths = (4 * thin, 4 * thin, 2 * thin, thin)
-        generator = StyleGenerator((3, 28, 28), widths, latent=64, width=64, depth=4)
-        model = StyleGAN2(generator, StyleCritic((3, 28, 28), widths), penalties=(R1(gamma, 16),))
+        generator = StyleGenerator((3, 28, 28), widths, latent=64, width=64, depth=2, rate=0.1)
+        model = StyleGAN2(generator, StyleCritic((3, 28, 28), widths), penalties=(R1(gamma, 16),), mixing=0.5)
     trainer = Trainer(
         steps,
         optim=AdamW(lr, betas=(0.0, 0.99), schedule=Cosine(warmup=steps // 20, floor=0.1)),
@@ -62,5 +62,5 @@ def mnist_stacked(
         save_every=max(1, steps // 6),
         log_every=10,
     )
-    train, test = Stacked(MNIST("train"), classes), Stacked(MNIST("test"), classes, count=26_000, seed=1)
+    train, test = Stacked(MNIST("train"), classes), Stacked(MNIST("test"), classes, count=10_000, seed=1)
     return Experiment(model, Data(Shuffled(train, batch), test, space()), trainer)
