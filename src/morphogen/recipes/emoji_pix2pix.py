@@ -28,10 +28,10 @@ def emoji_pix2pix(
     """Pix2pix between the two styles of emoji: a U-Net and a critic of patches.
 
     to: the style that is to be made of the other. critic: without one the same U-Net learns by the absolute error
-    alone, as the control. size: pixels of an edge. held: the part to measure on; settings are chosen on `valid`.
+    alone, as the control. size: pixels of an edge. held: the part to measure on: settings are best chosen on `valid`.
     steps: training steps. width: channels of the U-Net's first level. batch: pairs a step. lr: the learning rate, which
-    falls to 0 in the second half. halvings: of the critic, whose patches are of 16 or, with 2, of 34 pixels. l1: weight of the absolute error. after: the share of the steps that is without a
-    critic.
+    falls to 0 in the second half. halvings: of the critic, whose patches are of 16 or, with 2, of 34 pixels.
+    l1: weight of the absolute error. after: the share of the steps that is without a critic.
     """
     from ..adversarial.translate import Pix2Pix
     from ..average import EMA

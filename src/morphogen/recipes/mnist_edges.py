@@ -14,15 +14,24 @@ from ..experiment import Data, Experiment
 
 
 def mnist_edges(
-    to: Literal["digits", "edges"] = "digits", coarse: bool = False, critic: bool = True, steps: int = 1500, width:
-    int = 16, batch: int = 16, lr: float = 1e-3, halvings: int = 1, l1: float = 20.0, after: float = 0.5, ) ->
-    Experiment:
+    to: Literal["digits", "edges"] = "digits",
+    coarse: bool = False,
+    critic: bool = True,
+    steps: int = 1500,
+    width: int = 16,
+    batch: int = 16,
+    lr: float = 1e-3,
+    halvings: int = 1,
+    l1: float = 20.0,
+    after: float = 0.5,
+) -> Experiment:
     """Pix2pix on MNIST's digits and their edges: a U-Net and a critic of patches.
 
-    to: what is to be made of the other. coarse: edges found at half the size, which leave more open.
-    critic: without one the same U-Net learns by the absolute error alone, as the control. steps: training steps.
-    width: channels of the U-Net's first level. batch: pairs a step. lr: the learning rate, which falls to 0 in the
-    second half. halvings: of the critic, whose patches are of 16 or, with 2, of 34 pixels. l1: weight of the absolute error. after: the share of the steps that is without a critic.
+    to: what is to be made of the other. coarse: edges found at half the size, which leave more open. critic: without
+    one the same U-Net learns by the absolute error alone, as the control. steps: training steps. width: channels of the
+    U-Net's first level. batch: pairs a step. lr: the learning rate, which falls to 0 in the second half. halvings: of
+    the critic, whose patches are of 16 or, with 2, of 34 pixels. l1: weight of the absolute error. after: the share of
+    the steps that is without a critic.
     """
     from ..adversarial.translate import Pix2Pix
     from ..average import EMA
