@@ -102,6 +102,28 @@ class Translations(Remembers):
 
 
 @runtime_checkable
+class Pictured(Protocol):
+    """A model that can be drawn itself, such as the values of a small world."""
+
+    def picture(self) -> Any:
+        """A picture (`PIL.Image.Image`) of what it knows."""
+        ...
+
+
+class Portrait(Remembers):
+    """Draw the model itself into `samples/STEP.png`. Raises UserError for one that has no `picture()`."""
+
+    def __init__(self, every: int = 500) -> None:
+        self.every = every
+
+    def __call__(self, training: Training) -> None:
+        if not isinstance(training.model, Pictured):
+            raise UserError(f"{type(training.model).__name__} has no picture of itself: leave Portrait out.")
+        if not training.rank:
+            _picture(training, training.model.picture())
+
+
+@runtime_checkable
 class HasUnits(Protocol):
     """A model with latent dimensions that may say something of x, or nothing."""
 
@@ -173,6 +195,10 @@ class Voice:
 
     def picture(self, step: int, path: str) -> None:
         """A picture was written."""
+
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        """A watch has seen something that is wrong."""
+        self.say(f"step {step}: {text}")
 
 
 class Bar(Voice):
@@ -254,6 +280,9 @@ class JsonLines(Voice):
 
     def picture(self, step: int, path: str) -> None:
         self._emit(event="picture", step=step, path=path)
+
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        self._emit(event="alarm", step=step, **fields)
 
 
 def voice_for(json_lines: bool = False) -> Voice:

@@ -571,7 +571,10 @@ class Training:
         self._suspect = Suspect(self.step + 1, turn, batch, value.isfinite().logical_not())
         if self._cpu:
             self.watch_read()
-        self.log.tally("" if turn.name == "loss" else turn.name + ".loss", value)
+        name = "" if turn.name == "loss" else turn.name + "."
+        self.log.tally(name + "loss", value)
+        for key, log in said.logs.items():
+            self.log.tally(name + key, log)
         return said
 
     def _meant(self, said: Loss, n: int) -> Loss:

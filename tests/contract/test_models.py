@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import morphogen
+from morphogen.adversarial.ada import Adaptive
 from morphogen.adversarial.gan import GAN
 from morphogen.adversarial.losses import HINGE, NON_SATURATING, RELATIVISTIC, RELATIVISTIC_AVERAGE, WASSERSTEIN
 from morphogen.adversarial.penalties import R1, R2, Consistency, GradientPenalty
+from morphogen.adversarial.progressive import Growth, ProgressiveGAN
 from morphogen.adversarial.readings import Auxiliary, Categorical, Continuous
+from morphogen.adversarial.stylegan import PathLength, StyleGAN2
 from morphogen.adversarial.translate import CycleGAN, Pix2Pix
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
@@ -62,11 +65,17 @@ from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
+from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
 from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.spectral import spectrally_normalised
+from morphogen.nets.style import StyleCritic, StyleGenerator
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
+from morphogen.rl.env import Simulated
+from morphogen.rl.rollouts import Online
+from morphogen.rl.tabular import random_mdp
+from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
@@ -152,6 +161,19 @@ def _critic(**more: int) -> Critic:
     return Critic(MLP(2, 8, 16, 1), 8, activation="silu", **more)
 
 
+def _stylegan(classes: int | None = None, **more: Any) -> StyleGAN2:
+    generator = StyleGenerator((1, 8, 8), (6, 4), latent=5, width=6, depth=2, classes=classes)
+    return StyleGAN2(generator, StyleCritic((1, 8, 8), (6, 4), classes=classes), **more)
+
+
+def _progressive(classes: int | None = None, **more: Any) -> ProgressiveGAN:
+    nets = (
+        GrowingGenerator((1, 8, 8), (6, 4), latent=5, classes=classes),
+        GrowingCritic((1, 8, 8), (6, 4), classes=classes),
+    )
+    return ProgressiveGAN(*nets, Growth(0, 20), **more)  # within a fade, where every part of the nets is used
+
+
 def _codes(*shape: int) -> Source:
     codes = torch.arange(81)[:, None] // torch.tensor([27, 9, 3, 1]) % 3  # (81, 4)
     return Shuffled(Tensors(codes.view(-1, *(shape or (2, 2))), {"label": torch.arange(81) % 4}), 12)
@@ -230,6 +252,11 @@ MODELS: dict[str, Callable[[], Instance]] = {
         VQGAN(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), PatchCritic(1, 4, 1), game=NON_SATURATING), _digits()
     ),
     "autoencoder": lambda: Instance(_autoencoder(), _digits()),
+    "stylegan2": lambda: Instance(_stylegan(), _digits(), {"truncation": 0.8}),
+    "stylegan2, conditional, augmented": lambda: Instance(
+        _stylegan(10, path=PathLength(2.0, 1), augment=Adaptive(p=0.4, kimg=0.1)), _digits()
+    ),
+    "progressive gan": lambda: Instance(_progressive(10), _digits()),
     "vae, conditional": lambda: Instance(_vae(ELBO(2.0, warmup=10), classes=10), _binary()),
     "vae, free bits": lambda: Instance(_vae(ELBO(free=0.1)), _binary()),
     "vae, 17 levels": lambda: Instance(
@@ -297,6 +324,12 @@ MODELS: dict[str, Callable[[], Instance]] = {
             pool=5,
         ),
         Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
+    ),
+    "tabular control": lambda: Instance(
+        Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+    ),
+    "double q-learning": lambda: Instance(
+        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),

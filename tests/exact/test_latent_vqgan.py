@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from morphogen.adversarial.losses import (
     HINGE,
     NON_SATURATING,
+    RELATIVISTIC,
     hinge,
     hinge_generator,
     non_saturating,
@@ -176,6 +177,16 @@ def test_the_critics_loss_is_of_the_codec_as_it_is() -> None:
         real = model.critic(data["x"])
     expected = F.softplus(-real).mean() + F.softplus(fake).mean()
     torch.testing.assert_close(model.critic_loss(data).value.detach(), expected)
+
+
+def test_a_game_that_compares_is_given_the_real_scores() -> None:
+    model, data = vqgan(game=RELATIVISTIC), batch()
+    model.start(data)
+    said = model.autoencoder_loss(data)
+    with torch.no_grad():
+        fake = model.critic(model.codec.decode(model.codec.encode(data["x"])))
+        expected = F.softplus(model.critic(data["x"]) - fake).mean()
+    torch.testing.assert_close(said.logs["generator"], expected)
 
 
 def test_only_the_codecs_own_turn_moves_its_book() -> None:

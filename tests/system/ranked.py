@@ -207,6 +207,7 @@ def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
 QUICK = (
     *("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo"),
     *("vqgan", "vq-vae", "vq-vae, lfq", "info-vae", "pix2pix", "cyclegan"),
+    "stylegan2, conditional, augmented",
 )
 
 

@@ -180,6 +180,16 @@ class GAN(Model):
         """A z and codes for each key."""
         return Latents(noise.normal(self.latent, dtype=dtype), [r.code(noise, dtype) for r in self.readings])
 
+    def draw_z(self, n: int, *, noise: Noise) -> Float[Tensor, "n d"]:
+        """What the generator is given in place of conditions: n draws of z and codes, side by side."""
+        z, codes = self.latents(noise, next(self.generator.parameters(), torch.empty(())).dtype)
+        return torch.cat((z, *codes), 1)
+
+    def decode(self, z: Float[Tensor, "b d"], cond: Cond | None = None) -> Float[Tensor, "b ..."]:
+        """x of z and codes, side by side."""
+        x: Tensor = self.generator(z, cond or NONE)
+        return x
+
     def _make(self, latents: Latents, cond: Cond) -> Tensor:
         x: Tensor = self.generator(torch.cat((latents.z, *latents.codes), 1) if latents.codes else latents.z, cond)
         return x

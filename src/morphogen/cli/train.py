@@ -293,7 +293,7 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
 
     tail = (" --with " + shlex.join(map(str, files))) if files else ""
     path = shlex.quote(str(run.path))
-    following = [f"morphogen evaluate {path}{tail}"]
+    following = ["morphogen runs"] if run.data.test is None else [f"morphogen evaluate {path}{tail}"]
     if isinstance(run.model, Translates):
         following.insert(0, f"morphogen translate {path} --out translated.png{tail}")
     elif can(run.model, Samples):

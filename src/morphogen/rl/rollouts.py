@@ -1,0 +1,341 @@
+"""Experience as a source: an agent acts in environments, and what comes of it are its batches.
+
+    Online     one step of every environment a batch, for methods that learn from each step as it comes
+    Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
+
+Both store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). An action's noise is keyed
+by (seed, environment, step). What they remember is their state: where the environment's state can be saved, a resumed
+run goes on with the same batches, and else the environment says in a sentence that it cannot.
+
+Of each batch `score` (B,) is the mean return of the last hundred episodes that ended, and of those in progress before
+one has: a number to log.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..core import Act, Acts, Batch, Loss, Model, Noise, Place, State, can, each, keys, size
+from ..errors import UserError
+from ..spec import Remembers
+from .env.env import Env, Step
+from .losses import standardised
+from .returns import following, gae, lambda_return
+
+_ACT, _ORDER = 0xAC7, 0x0DE2  # set the keys of actions, and of the order of minibatches, apart
+Rows = dict[str, Any]  # names to tensors (T, B, ...)
+
+
+class Player:
+    """Who acts in the environments of one rank: what it sees, its memory, and how it has fared.
+
+    A memory is a tensor (B, ...) or a mapping of them, and nothing but zeros is the beginning of an episode.
+    """
+
+    def __init__(self, env: Env, place: Place) -> None:
+        if env.envs % place.ranks:
+            raise UserError(f"{env.envs} environments do not divide among {place.ranks} processes: take a multiple.")
+        env.start(place)
+        n = env.envs // place.ranks
+        index = torch.arange(place.rank * n, (place.rank + 1) * n, device=place.device)
+        self.env, self.index, self.place = env, index, place
+        self.obs, self.memory, self.steps = env.reset(), None, 0
+        self.running = torch.zeros(n, device=place.device)
+        self.recent: deque[float] = deque(maxlen=100)
+
+    def act(self, actor: Model) -> Act:
+        """What the actor does now."""
+        if not can(actor, Acts):
+            raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
+        self.steps += 1
+        noise = Noise(keys(self.index, self.place.seed, _ACT, self.steps))
+        with torch.no_grad():
+            act: Act = cast("Acts", actor).act(self.obs, self.memory, noise=noise)
+        return act
+
+    def step(self, act: Act) -> Step:
+        """Do it."""
+        step = self.env.step(act.action)
+        ended = step.terminated | step.truncated
+        self.running = self.running + step.reward
+        if bool(ended.any()):
+            self.recent.extend(self.running[ended].tolist())
+            self.running = self.running * ~ended
+        self.obs, self.memory = step.obs, forgotten(act.memory, ended)
+        return step
+
+    def score(self) -> float:
+        """The mean return of the last episodes."""
+        return sum(self.recent) / len(self.recent) if self.recent else float(self.running.mean())
+
+    def state(self) -> State:
+        """All of it."""
+        return {
+            "env": self.env.state(),
+            "memory": self.memory,
+            "steps": self.steps,
+            "running": self.running,
+            "recent": list(self.recent),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
+        self.running = state["running"].to(self.place.device)
+        self.recent = deque(state["recent"], maxlen=100)
+
+
+def forgotten(memory: Any, ended: Tensor) -> Any:
+    """The memory with zeros where an episode has ended (B,)."""
+    if memory is None:
+        return None
+    wipe: Callable[[Tensor], Tensor] = lambda t: torch.where(ended.view(-1, *[1] * (t.ndim - 1)), 0, t)  # noqa: E731
+    return wipe(memory) if isinstance(memory, Tensor) else each(memory, wipe)
+
+
+class Online(Remembers):
+    """Each batch is one step of every environment: obs, action, reward, next, next_action, terminated, truncated, info.
+
+    next (B, ...) is what the step led to, before any reset. The next action is chosen before the step is learnt from,
+    as SARSA has it; it belongs to `next` unless the episode has ended.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self.env = env
+
+    def start(self, place: Place) -> None:
+        """Begin all environments."""
+        self._player, self._ahead = Player(self.env, place), cast("dict[str, Any]", {})
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """Take a step."""
+        player = self._player
+        if not self._ahead:
+            self._ahead = _kept(player.act(actor))
+        act, obs = Act(**self._ahead), player.obs
+        step = player.step(act)
+        self._ahead = _kept(player.act(actor))
+        return {
+            "obs": obs,
+            "action": act.action,
+            "reward": step.reward,
+            "next": step.final,
+            "next_action": self._ahead["action"],
+            "terminated": step.terminated,
+            "truncated": step.truncated,
+            "info": dict(act.info),
+            "score": torch.full_like(step.reward, player.score()),
+            "index": player.index,
+            "key": keys(player.index, player.place.seed, _ORDER, player.steps),
+        }
+
+    def state(self) -> State:
+        """The player, and the action chosen ahead."""
+        return {"player": self._player.state(), "ahead": self._ahead}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._player.restore(state["player"])
+        self._ahead = dict(state["ahead"])
+
+
+def _kept(act: Act) -> dict[str, Any]:
+    return {"action": act.action, "info": dict(act.info), "memory": act.memory}
+
+
+# ---- stretches -----------------------------------------------------------------------------------------------------
+
+
+class GAE(Remembers):
+    """Advantages by generalised advantage estimation, and returns A + V, of a critic that says "value"."""
+
+    def __init__(self, gamma: float = 0.99, lam: float = 0.95) -> None:
+        self.gamma, self.lam = gamma, lam
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """`advantage` and `return` (T, B)."""
+        ends = rows["terminated"], rows["truncated"]
+        if "value" not in rows["info"]:
+            raise UserError("GAE needs a critic: let act say info={'value': V(s)}, or take MonteCarlo().")
+        value = rows["info"]["value"]
+        advantage = gae(rows["reward"], value, rows["after"], *ends, gamma=self.gamma, lam=self.lam)
+        return {"advantage": advantage, "return": advantage + value}
+
+
+class MonteCarlo(Remembers):
+    """Returns to the end, from a critic's "value" on where cut off; what they exceed its value by is the advantage."""
+
+    def __init__(self, gamma: float = 0.99) -> None:
+        self.gamma = gamma
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """`advantage` and `return` (T, B)."""
+        ends = rows["terminated"], rows["truncated"]
+        target = lambda_return(rows["reward"], rows["after"], *ends, gamma=self.gamma, lam=1.0)
+        return {"advantage": target - rows["info"].get("value", 0.0), "return": target}
+
+
+def by_step(rows: Rows) -> Batch:
+    """Every step a sample: (T, B, ...) as (T B, ...). What was remembered before each is left out."""
+    return each({k: v for k, v in rows.items() if k != "memory"}, lambda t: t.flatten(0, 1))
+
+
+def by_environment(rows: Rows) -> Batch:
+    """Every environment's stretch a sample: (T, B, ...) as (B, T, ...), with the memory (B, ...) that it began with."""
+    memory = rows["memory"]
+    whole = each({k: v for k, v in rows.items() if k != "memory"}, lambda t: t.transpose(0, 1))
+    return whole if memory is None else whole | {"memory": memory}
+
+
+def standard(batch: Batch) -> Batch:
+    """The batch, its advantages of mean 0 and standard deviation 1 over all ranks."""
+    return {**batch, "advantage": standardised(batch["advantage"])}
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The batch."""
+    return batch
+
+
+class Rollouts(Remembers):
+    """Stretches of `length` steps of every environment, each served for `epochs` epochs of `pieces` minibatches.
+
+    estimate: what is made of a stretch (`GAE`, `MonteCarlo`, or a function of its rows (T, B, ...) that returns more).
+    cut: how its rows become samples: `by_step`, or `by_environment` for policies with a memory. finish: what is done
+    with each minibatch (`standard`: PPO's standardised advantages). most_kl: a stretch is left once a phase of the last
+    step says a larger "kl" in its logs.
+
+    A batch: obs, action, reward, terminated, truncated, begins (whether a step is an episode's first), info (what act
+    said), what estimate says, score, index, key; and by_environment the memory of the beginning.
+    Raises UserError where the samples of a stretch do not divide into the pieces.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        length: int,
+        *,
+        estimate: Callable[[Rows], dict[str, Tensor]] = GAE(),  # noqa: B008  (immutable)
+        epochs: int = 1,
+        pieces: int = 1,
+        cut: Callable[[Rows], Batch] = by_step,
+        finish: Callable[[Batch], Batch] = as_it_is,
+        most_kl: float | None = None,
+    ) -> None:
+        if min(length, epochs, pieces) < 1:
+            raise UserError(
+                f"Rollouts of length {length} in {pieces} pieces for {epochs} epochs hold nothing: 1 or more of each."
+            )
+        self.env, self.length, self.estimate = env, length, estimate
+        self.epochs, self.pieces, self.cut, self.finish, self.most_kl = epochs, pieces, cut, finish, most_kl
+
+    def start(self, place: Place) -> None:
+        """Begin all environments."""
+        self._player, self._place = Player(self.env, place), place
+        self._begins = torch.ones_like(self._player.index, dtype=torch.bool)
+        self._count, self._used, self._whole = 0, 0, cast("dict[str, Any]", {})
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """The next minibatch, of a new stretch where the last is used up or left."""
+        if not self._whole or self._used >= self.epochs * self.pieces or self._far(heard):
+            self._whole, self._used = self._play(actor), 0
+            self._count += 1
+        epoch, piece = divmod(self._used, self.pieces)
+        self._used += 1
+        n = size(self._whole)
+        if n % self.pieces:
+            raise UserError(f"A stretch of {n} samples does not divide into {self.pieces} pieces: choose others.")
+        if self.pieces == 1:
+            return self.finish(self._whole)
+        order = keys(self._whole["index"], self._place.seed, _ORDER, self._count, epoch).argsort()
+        picked = order[piece * (n // self.pieces) : (piece + 1) * (n // self.pieces)]
+        return self.finish(each(self._whole, lambda t: t[picked]))
+
+    def _far(self, heard: Mapping[str, Loss]) -> bool:
+        if self.most_kl is None:
+            return False
+        said = [loss.logs["kl"] for loss in heard.values() if "kl" in loss.logs]
+        return any(bool(kl > self.most_kl) for kl in said)  # a log is the mean over ranks: all leave together
+
+    @torch.no_grad()
+    def _play(self, actor: Model) -> dict[str, Any]:
+        """A new stretch, its samples."""
+        player = self._player
+        memory, kept, lasts = player.memory, [], []
+        for _ in range(self.length):
+            obs, act = player.obs, player.act(actor)
+            step = player.step(act)
+            ended = step.terminated | step.truncated
+            kept.append(
+                {
+                    "obs": obs,
+                    "action": act.action,
+                    "reward": step.reward,
+                    "terminated": step.terminated,
+                    "truncated": step.truncated,
+                    "begins": self._begins,
+                    "info": dict(act.info),
+                }
+            )
+            lasts.append((step.final, step.truncated, act.memory))
+            self._begins = ended
+        rows: dict[str, Any] = _stacked(kept)
+        rows["after"] = self._after(actor, rows, lasts)
+        rows |= self.estimate(rows)
+        rows["score"] = torch.full_like(rows["reward"], player.score())
+        whole = dict(self.cut({**rows, "memory": _zeros(memory, lasts[0][2])}))
+        n = size(whole)
+        whole["index"] = torch.arange(n, device=self._place.device) + self._place.rank * n
+        return whole | {"key": keys(whole["index"], self._place.seed, _ORDER, self._count)}
+
+    def _after(self, actor: Model, rows: Rows, lasts: list[tuple[Tensor, Tensor, Any]]) -> Tensor:
+        """What the critic says of where each step has led to (T, B); zeros where there is no critic."""
+        if "value" not in rows["info"]:
+            return torch.zeros_like(rows["reward"])
+        acts = cast("Acts", actor)
+        noise = Noise(keys(self._player.index, self._place.seed, _ACT, 0))  # a value draws nothing
+        last = acts.act(self._player.obs, self._player.memory, noise=noise).info["value"]
+        after = following(rows["info"]["value"], last)
+        for t, (final, truncated, memory) in enumerate(lasts):
+            if bool(truncated.any()):
+                value = acts.act(final, memory, noise=noise).info["value"]
+                after[t] = torch.where(truncated, value, after[t])
+        return after
+
+    def state(self) -> State:
+        """The player, and the stretch that is in use."""
+        return {
+            "player": self._player.state(),
+            "begins": self._begins,
+            "count": self._count,
+            "used": self._used,
+            "whole": self._whole,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._player.restore(state["player"])
+        to: Callable[[Tensor], Tensor] = lambda t: t.to(self._place.device)  # noqa: E731
+        self._begins, self._whole = to(state["begins"]), each(state["whole"], to)
+        self._count, self._used = int(state["count"]), int(state["used"])
+
+
+def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows (B, ...) as (T, B, ...)."""
+    first = rows[0]
+    return {
+        k: _stacked([r[k] for r in rows]) if isinstance(v, Mapping) else torch.stack([r[k] for r in rows])
+        for k, v in first.items()
+    }
+
+
+def _zeros(memory: Any, like: Any) -> Any:
+    """The memory, zeros where there was none yet."""
+    if memory is not None or like is None:
+        return memory
+    return torch.zeros_like(like) if isinstance(like, Tensor) else each(like, torch.zeros_like)

@@ -1,0 +1,201 @@
+r"""Learning to act in a finite world from experience alone: tables Q(s, a) that move towards a target.
+
+    Q(s, a) ← Q(s, a) + α [r + γ c V(s') − Q(s, a)]        c = 0 where the episode has terminated
+        q_learning        V(s') = max_a Q(s', a)                                   Watkins 1989
+        sarsa             V(s') = Q(s', a'), a' the next action                    Rummery & Niranjan 1994
+        expected_sarsa    V(s') = Σ_a π(a|s') Q(s', a)                             van Seijen et al. 2009
+    DoubleQ               two tables; a coin says which learns, A say:
+                          V(s') = Q_B(s', argmax_a Q_A(s', a))                     van Hasselt 2010
+
+π is ε-greedy, ties shared. There may be several learners, each with tables of its own, to which the environments belong
+in turn: so a learning curve over seeds is one run. Where environments share a learner and a state, what they say is
+averaged. Departure: of a truncated step sarsa takes the expected value, its next action being of another episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...core import NONE, Act, Batch, Loss, Model, Noise, Update, everyone
+from ...errors import UserError
+from ..env.env import Picture
+from ..losses import chosen, double_value, expected_value, greedy_value
+from .mdp import MDP, picture
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def q_learning(q: Tensor, policy: Tensor, action: Tensor, truncated: Tensor) -> Tensor:
+    """V(s') (B,) = max_a Q(s', a) of q (B, A)."""
+    return greedy_value(q)
+
+
+def expected_sarsa(q: Tensor, policy: Tensor, action: Tensor, truncated: Tensor) -> Tensor:
+    """V(s') (B,) = Σ_a π(a|s') Q(s', a) of q and policy (B, A)."""
+    return expected_value(q, policy)
+
+
+def sarsa(q: Tensor, policy: Tensor, action: Tensor, truncated: Tensor) -> Tensor:
+    """V(s') (B,) = Q(s', a') of q (B, A) and the next action (B,); the expected value where truncated (B,)."""
+    return torch.where(truncated, expected_value(q, policy), chosen(q, action))
+
+
+def epsilon_greedy(q: Tensor, epsilon: float) -> Tensor:
+    """Probabilities (B, A): 1 − ε shared among the best actions of q (B, A), and ε among all."""
+    best = (q == q.amax(-1, keepdim=True)).to(q)
+    return (1 - epsilon) * best / best.sum(-1, keepdim=True) + epsilon / q.shape[-1]
+
+
+class Control(Model):
+    """ε-greedy control of a finite world by one of the rules, from an `Online` source.
+
+    world: the MDP, of which only the numbers of states and actions are used. alpha: the step size, divided by
+    n(s, a)^decay where an entry moves for the n-th time. initial: what Q says at first. Of the source's B environments,
+    environment i belongs to learner i mod `learners`. Raises UserError where a number is out of its range.
+    """
+
+    q: Tensor
+    visits: Tensor
+
+    def __init__(
+        self,
+        world: MDP,
+        rule: Rule = q_learning,
+        *,
+        gamma: float = 1.0,
+        alpha: float = 0.5,
+        decay: float = 0.0,
+        epsilon: float = 0.1,
+        initial: float = 0.0,
+        learners: int = 1,
+    ) -> None:
+        super().__init__()
+        _checked(gamma, alpha, epsilon, learners)
+        self.world, self.rule, self.gamma, self.alpha, self.decay, self.epsilon = (
+            world, rule, gamma, alpha, decay, epsilon,
+        )  # fmt: skip
+        shape = (learners, world.states, world.actions)
+        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
+        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
+
+    def phases(self) -> list[Update]:
+        """One rule, and no gradient."""
+        return [Update(self.learn)]
+
+    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
+        """An ε-greedy action (B,) in states (B,)."""
+        return Act(noise.categorical(self.policy(self.q, obs).log()))
+
+    def policy(self, q: Tensor, obs: Tensor) -> Tensor:
+        """Probabilities (B, A) in states (B,) by tables q (learners, S, A)."""
+        return epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon)
+
+    def learn(self, batch: Batch) -> Loss:
+        """Move Q(s, a) towards its target."""
+        next, (who, s, a) = batch["next"], _where(batch, len(self.q))
+        after = self.rule(self.q[who, next], self.policy(self.q, next), batch["next_action"], batch["truncated"])
+        error = _target(batch, self.gamma, after) - self.q[who, s, a]
+        _move(self.q, self.visits, (who, s, a), error, torch.ones_like(error), self.alpha, self.decay)
+        return _said(batch, error)
+
+    def picture(self) -> Picture:
+        """The first learner's values, and its best actions."""
+        value, best = self.q[0].cpu().max(1)
+        return picture(self.world, value, best)
+
+
+class DoubleQ(Model):
+    """Double Q-learning: `Control` with two tables, (2, learners, S, A), of which a coin says which learns."""
+
+    q: Tensor
+    visits: Tensor
+
+    def __init__(
+        self,
+        world: MDP,
+        *,
+        gamma: float = 1.0,
+        alpha: float = 0.5,
+        decay: float = 0.0,
+        epsilon: float = 0.1,
+        initial: float = 0.0,
+        learners: int = 1,
+    ) -> None:
+        super().__init__()
+        _checked(gamma, alpha, epsilon, learners)
+        self.world, self.gamma, self.alpha, self.decay, self.epsilon = world, gamma, alpha, decay, epsilon
+        shape = (2, learners, world.states, world.actions)
+        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
+        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
+
+    def phases(self) -> list[Update]:
+        """One rule, and no gradient."""
+        return [Update(self.learn)]
+
+    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
+        """An action (B,) in states (B,), ε-greedy by the mean of the tables."""
+        q = self.q.mean(0)
+        return Act(noise.categorical(epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon).log()))
+
+    def learn(self, batch: Batch) -> Loss:
+        """Move one table's Q(s, a) towards what the other says of the action that it would take."""
+        next, (who, s, a) = batch["next"], _where(batch, self.q.shape[1])
+        first = Noise(batch["key"]).uniform() < 0.5  # (B,)
+        errors = [
+            _target(batch, self.gamma, double_value(other[who, next], own[who, next])) - own[who, s, a]
+            for own, other in (self.q, self.q.flip(0))
+        ]  # both before either moves
+        for q, visits, error, moves in zip(self.q, self.visits, errors, (first, ~first), strict=True):
+            _move(q, visits, (who, s, a), error, moves.to(error), self.alpha, self.decay)
+        return _said(batch, torch.where(first, errors[0], errors[1]))
+
+    def picture(self) -> Picture:
+        """The first learner's values, and its best actions."""
+        value, best = self.q.mean(0)[0].cpu().max(1)
+        return picture(self.world, value, best)
+
+
+def _checked(gamma: float, alpha: float, epsilon: float, learners: int) -> None:
+    if not (0 <= gamma <= 1 and alpha > 0 and 0 <= epsilon <= 1 and learners >= 1):
+        raise UserError(
+            f"A tabular agent has gamma={gamma}, alpha={alpha}, epsilon={epsilon}, learners={learners}: give gamma and"
+            " epsilon in [0, 1], alpha above 0, and at least one learner."
+        )
+
+
+def _learner(obs: Tensor, learners: int) -> Tensor:
+    return torch.arange(len(obs), device=obs.device) % learners
+
+
+def _where(batch: Batch, learners: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Whose table, and which of its entries: (B,) each."""
+    return _learner(batch["obs"], learners), batch["obs"], batch["action"]
+
+
+def _target(batch: Batch, gamma: float, after: Tensor) -> Tensor:
+    reward: Tensor = batch["reward"]
+    return reward.double() + gamma * torch.where(batch["terminated"], 0.0, after)
+
+
+def _move(
+    q: Tensor,
+    visits: Tensor,
+    entry: tuple[Tensor, ...],
+    error: Tensor,
+    weight: Tensor,
+    alpha: float,
+    decay: float,
+) -> None:
+    """Move entries (B,) of a table by α times the mean of their errors, over the batches of all ranks."""
+    count = everyone.sum(torch.zeros_like(q).index_put_(entry, weight, accumulate=True))
+    total = everyone.sum(torch.zeros_like(q).index_put_(entry, weight * error, accumulate=True))
+    visits += count > 0
+    q += alpha * visits.clamp(min=1).pow(-decay) * total / count.clamp(min=1)
+
+
+def _said(batch: Batch, error: Tensor) -> Loss:
+    logs: Mapping[str, Tensor] = {"score": batch["score"].mean()} if "score" in batch else NONE
+    return Loss(0.5 * error.square().mean(), logs, {"error": error})

@@ -1,0 +1,189 @@
+"""Experience as a source: what rollouts and online steps hold, over ends, cuts, memories, epochs, ranks and resumes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from morphogen.core import Act, Loss, Model, Noise, Place, leaves
+from morphogen.errors import UserError
+from morphogen.rl.env import CartPole, Pendulum, Simulated
+from morphogen.rl.returns import gae
+from morphogen.rl.rollouts import (
+    GAE,
+    MonteCarlo,
+    Online,
+    Player,
+    Rollouts,
+    by_environment,
+    forgotten,
+    standard,
+)
+from morphogen.rl.tabular import grid4
+
+
+class Told(Model):
+    """Acts at random, says as a value a number of what it sees, and remembers how many steps its episode has had."""
+
+    def act(self, obs, memory=None, *, noise):
+        count = torch.zeros(len(obs)) if memory is None else memory
+        action = noise.integers(2)
+        info = {"value": (obs * torch.tensor([1.0, 2.0, 30.0, 4.0])).sum(1), "count": count}
+        return Act(action, info, count + 1)
+
+
+def started(source, **place):
+    source.start(Place(seed=5, **place))
+    return source
+
+
+def pole(envs=3, limit=9):
+    return Simulated(CartPole(limit), envs)
+
+
+def same(a, b):
+    a, b = dict(leaves(a)), dict(leaves(b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_stretch_is_what_happens():
+    """Beside a player that goes the same way: rewards and ends, values of where each step led to, and GAE of them."""
+    length = 25
+    batch = started(Rollouts(pole(), length, estimate=GAE(0.9, 0.8))).next(Told(), {})
+    rows = {k: v.view(length, 3, *v.shape[1:]) for k, v in leaves(batch)}
+    player, agent = Player(pole(), Place(seed=5)), Told()
+    value = lambda obs: agent.act(obs, noise=Noise.seeded(0, 3)).info["value"]  # noqa: E731
+    after, cuts, falls = [], 0, 0
+    for t in range(length):
+        obs, act = player.obs, player.act(agent)
+        step = player.step(act)
+        assert torch.equal(rows["obs"][t], obs)
+        assert torch.equal(rows["action"][t], act.action)
+        assert torch.equal(rows["info.value"][t], value(obs))
+        for name in ("reward", "terminated", "truncated"):
+            assert torch.equal(rows[name][t], getattr(step, name))
+        after.append(value(step.final))
+        cuts, falls = cuts + int(step.truncated.sum()), falls + int(step.terminated.sum())
+    assert cuts
+    ends, after = (rows["terminated"], rows["truncated"]), torch.stack(after)
+    advantage = gae(rows["reward"], rows["info.value"], after, *ends, gamma=0.9, lam=0.8)
+    torch.testing.assert_close(rows["advantage"], advantage)
+    torch.testing.assert_close(rows["return"], advantage + rows["info.value"])
+    alive = ~rows["terminated"]
+    torch.testing.assert_close(rows["after"][alive], after[alive])
+    assert torch.equal(rows["begins"][1:], (ends[0] | ends[1])[:-1])
+    assert bool(rows["begins"][0].all())
+    assert rows["score"].unique().tolist() == [pytest.approx(player.score())]
+
+
+def test_memories_begin_with_the_episode():
+    """A memory that counts is 0 at every beginning and goes on through the end of a stretch."""
+    source, before = started(Rollouts(pole(), 7, cut=by_environment)), None
+    for _ in range(6):
+        batch = source.next(Told(), {})
+        count, begins = batch["info"]["count"], batch["begins"]
+        assert count.shape == (3, 7)
+        assert torch.equal(begins, count == 0)
+        assert torch.equal(batch["memory"], count[:, 0])
+        if before is not None:
+            assert bool(((count[:, 0] == before + 1) | begins[:, 0]).all())
+        before = count[:, -1]
+    pair = {"h": torch.ones(2, 3), "c": torch.ones(2)}
+    assert {k: v.sum().item() for k, v in forgotten(pair, torch.tensor([True, False])).items()} == {"h": 3, "c": 1}
+    assert forgotten(None, torch.tensor([True])) is None
+
+
+def test_epochs_and_pieces_serve_every_sample_once_each():
+    source = started(Rollouts(pole(4), 6, epochs=3, pieces=4))
+    orders = []
+    for _ in range(3):
+        batches = [source.next(Told(), {}) for _ in range(4)]
+        orders.append(torch.cat([b["index"] for b in batches]))
+        assert sorted(orders[-1].tolist()) == list(range(24))
+    assert not torch.equal(orders[0], orders[1])
+    assert len(torch.cat([b["key"] for b in batches]).unique()) == 24
+    fresh = source.next(Told(), {})
+    assert not torch.equal(fresh["obs"].sort(0).values, batches[0]["obs"].sort(0).values)
+    with pytest.raises(UserError, match="does not divide into 5 pieces"):
+        started(Rollouts(pole(4), 6, pieces=5)).next(Told(), {})
+    with pytest.raises(UserError, match="1 or more of each"):
+        Rollouts(pole(), 0)
+    standardised = started(Rollouts(pole(4), 6, pieces=2, finish=standard)).next(Told(), {})["advantage"]
+    assert standardised.mean().item() == pytest.approx(0, abs=1e-5)
+    assert standardised.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_large_kl_ends_a_stretch():
+    heard = lambda kl: {"loss": Loss(torch.zeros(()), {"kl": torch.tensor(kl)})}  # noqa: E731
+    source = started(Rollouts(pole(), 4, epochs=5, most_kl=0.1))
+    first = source.next(Told(), {})
+    assert torch.equal(source.next(Told(), heard(0.05))["obs"], first["obs"])
+    assert not torch.equal(source.next(Told(), heard(0.2))["obs"], first["obs"])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Rollouts(pole(), 5, epochs=2, pieces=3), lambda: Online(pole())], ids=["rollouts", "online"]
+)
+@pytest.mark.parametrize("at", [0, 1, 4, 9])
+def test_a_saved_state_goes_on_with_the_same_batches(make, at):
+    source = started(make())
+    for _ in range(at):
+        source.next(Told(), {})
+    state = copy.deepcopy(source.state())
+    again = started(make())
+    again.restore(state)
+    for _ in range(8):
+        assert same(source.next(Told(), {}), again.next(Told(), {}))
+
+
+def test_ranks_share_the_environments_of_one_process():
+    whole = started(Online(pole(4)))
+    ranks = [started(Online(pole(4)), rank=r, ranks=2) for r in range(2)]
+    for _ in range(12):
+        batch, pieces = whole.next(Told(), {}), [s.next(Told(), {}) for s in ranks]
+        for name in ("obs", "action", "reward", "next", "key", "index"):
+            assert torch.equal(batch[name], torch.cat([p[name] for p in pieces]))
+    with pytest.raises(UserError, match="do not divide"):
+        started(Online(pole(4)), ranks=3)
+
+
+def test_online_steps_hold_what_led_where():
+    """The next action is the one that is taken next; after an end `next` is what was seen last, `obs` the new start."""
+    source, before = started(Online(pole())), None
+    for _ in range(30):
+        batch = source.next(Told(), {})
+        if before is not None:
+            ended = before["terminated"] | before["truncated"]
+            assert torch.equal(before["next_action"], batch["action"])
+            assert torch.equal(before["next"][~ended], batch["obs"][~ended])
+            assert not bool((before["next"][ended] == batch["obs"][ended]).all(1).any())
+            assert bool((batch["obs"][ended].abs() <= 0.05).all())
+        before = batch
+
+
+def test_scores_are_mean_returns():
+    source, done = started(Online(Simulated(CartPole(limit=4), 2))), []
+    for t in range(1, 11):
+        batch = source.next(Told(), {})
+        done += [4.0] * 2 * (t % 4 == 0)
+        assert batch["score"].tolist() == [pytest.approx(sum(done) / len(done) if done else float(t))] * 2
+
+
+class Blind(Model):
+    """Acts, and has no critic."""
+
+    def act(self, obs, memory=None, *, noise):
+        return Act(noise.integers(4))
+
+
+def test_without_a_critic():
+    """Monte Carlo's returns need none; GAE says what it needs, and a model that cannot act that it cannot."""
+    batch = started(Rollouts(Simulated(grid4(limit=5), 2), 5, estimate=MonteCarlo(1.0))).next(Blind(), {})
+    assert torch.equal(batch["return"], batch["advantage"])
+    assert batch["return"].max() <= -1
+    with pytest.raises(UserError, match="GAE needs a critic"):
+        started(Rollouts(Simulated(grid4(), 2), 5)).next(Blind(), {})
+    with pytest.raises(UserError, match="cannot act"):
+        started(Online(Simulated(Pendulum(), 2))).next(Model(), {})
