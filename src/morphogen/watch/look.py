@@ -238,7 +238,9 @@ class Look:
 
     @cached_property
     def worth(self) -> dict[str, tuple[Worth, Worth]]:
-        """By phase: what conditions are worth on training items, and on held-out ones."""
+        """By phase, up to the first that they are worth something: what conditions are worth on training items, and on
+        held-out ones.
+        """
         if self.seen is None or not self.seen.recorded or self.training.data.test is None:
             return {}
         found = {}
@@ -248,6 +250,8 @@ class Look:
             if pair[0] is not None and pair[1] is not None:
                 found[name] = (pair[0], pair[1])
                 self.numbers.setdefault("worth", {})[name] = [round(w.value, 6) for w in found[name]]
+                if pair[0].value > 0:
+                    break  # another's costs as much again: the generator of a GAN hears what its critic hears
         return found
 
     def _worth(self, phase: str, items: Items) -> Worth | None:
