@@ -36,6 +36,7 @@ def mnist_gan(
     from ..nets.r3gan import R3GANBody, R3GANGenerator
     from ..optim import AdamW, Cosine
     from ..train import Trainer
+    from ..watch import Watch
 
     half = steps // 2
     if net == "dcgan":
@@ -66,7 +67,7 @@ def mnist_gan(
         optim=AdamW(lr, betas=betas, schedule=Cosine(warmup=steps // 20, floor=0.1)),
         dtype="bfloat16",
         ema=EMA(0.99),
-        hooks=(grid,),
+        hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 6),
         log_every=10,
     )

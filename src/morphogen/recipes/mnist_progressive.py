@@ -34,6 +34,7 @@ def mnist_progressive(
     from ..nets.progressive import GrowingCritic, GrowingGenerator
     from ..optim import AdamW
     from ..train import Trainer
+    from ..watch import Watch
 
     widths = (4 * width, 4 * width, 2 * width, width)  # at 4x4, 8x8, 16x16, 32x32
     penalty: Penalty = GradientPenalty(10.0) if game == "wasserstein" else R1(1.0)
@@ -50,7 +51,7 @@ def mnist_progressive(
         steps,
         optim={"generator": AdamW(lr, betas=(0.0, 0.99)), "critic": AdamW(lr, betas=(0.0, 0.99))},
         ema=EMA(0.99),
-        hooks=(grid,),
+        hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 10),
         log_every=10,
     )

@@ -37,6 +37,7 @@ def mnist_stylegan(
     from ..nets.style import StyleCritic, StyleGenerator
     from ..optim import AdamW, Cosine
     from ..train import Trainer
+    from ..watch import Watch
 
     widths = (4 * width, 4 * width, 2 * width, width)  # at 4x4, 8x8, 16x16, 32x32
     model = StyleGAN2(
@@ -53,7 +54,7 @@ def mnist_stylegan(
         steps,
         optim={"generator": half, "critic": half},
         ema=EMA(0.99),
-        hooks=(grid,),
+        hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 10),
         log_every=10,
     )

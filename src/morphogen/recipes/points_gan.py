@@ -37,6 +37,7 @@ def points_gan(
     from ..nets.mlp import MLP
     from ..optim import AdamW, Cosine
     from ..train import Trainer
+    from ..watch import Watch
 
     parts = open(density)
     powers = (-2, -1, 0, 1)
@@ -66,7 +67,7 @@ def points_gan(
         steps,
         optim=optim,
         ema=EMA(0.99),
-        hooks=(SampleGrid(every=max(1, steps // 4), n=2048),),
+        hooks=(SampleGrid(every=max(1, steps // 4), n=2048), Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 4),
         log_every=50,
     )

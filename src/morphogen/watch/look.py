@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MOST = 10_000  # training items that a sample may be a copy of: of more, the first in a fixed random order
 _TWINS = 32  # samples of one condition
 _WORTH = 25  # items of a batch by which the worth of conditions is measured
+_PAIRS = 250  # items by which it is
 
 
 class Worth(NamedTuple):
@@ -53,7 +54,7 @@ class Look:
         self.trained = [line for line in self.lines if "steps_per_s" in line]
         self.stretch = [line for line in self.trained if line["step"] > since]
         self.numbers: dict[str, Any] = {}
-        if training.ranks.sharded or training.shard:  # all ranks draw and measure alike, whatever the log says
+        if training.shard:  # all ranks draw and measure alike, whatever the log says
             _ = self.near, self.spread, self.worth, self.hears
 
     # ---- the log
@@ -223,7 +224,7 @@ class Look:
     @cached_property
     def weights(self) -> dict[str, float]:
         """The norm of each part that only training needs (critic, …) and that a phase may train."""
-        if self.training.ranks.sharded:
+        if self.training.shard:  # pieces have no norm of the whole
             return {}
         found = {}
         for name in self.model.scaffold:
@@ -237,7 +238,9 @@ class Look:
 
     @cached_property
     def worth(self) -> dict[str, tuple[Worth, Worth]]:
-        """By phase: what conditions are worth on training items, and on held-out ones."""
+        """By phase, up to the first that they are worth something: what conditions are worth on training items, and on
+        held-out ones.
+        """
         if self.seen is None or not self.seen.recorded or self.training.data.test is None:
             return {}
         found = {}
@@ -247,12 +250,14 @@ class Look:
             if pair[0] is not None and pair[1] is not None:
                 found[name] = (pair[0], pair[1])
                 self.numbers.setdefault("worth", {})[name] = [round(w.value, 6) for w in found[name]]
+                if pair[0].value > 0:
+                    break  # another's costs as much again: the generator of a GAN hears what its critic hears
         return found
 
     def _worth(self, phase: str, items: Items) -> Worth | None:
         rises: list[float] = []
         with torch.random.fork_rng(), frozen_weights(self.model):
-            picked = Some(items, self.n, self.training.seed)
+            picked = Some(items, min(self.n, _PAIRS), self.training.seed)
             for i, batch in enumerate(in_order(picked, _WORTH, seed=self.training.seed, device=self.training.device)):
                 cond = batch.get("cond")
                 if not cond or len(batch["index"]) < 2 or not any(True for _ in leaves(cond)):
