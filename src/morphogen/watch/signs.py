@@ -3,8 +3,8 @@
 A critic is a phase that logs "real" and "fake", the means of its scores, and "right", the share of scores on the right
 side (of pairs in the right order, in games of differences). Losses and gradient norms are in the log for every phase.
 
-Thresholds were chosen on runs of other seeds than those that the tests hold them against; docs/adversarial.md says what
-each sign saw in them.
+Thresholds were chosen on runs of other seeds than those that the tests hold them against; docs/adversarial.md says how
+near to them healthy trainings come.
 """
 
 from __future__ import annotations
