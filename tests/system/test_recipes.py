@@ -167,7 +167,7 @@ def test_every_game_learns_points(game: str, tmp_path: Path) -> None:
 
 def test_both_nets_learn_digits(tmp_path: Path) -> None:
     needs("mnist-gan")
-    step(made("mnist-gan", net="dcgan"), tmp_path)
+    step(made("mnist-gan", net="r3gan"), tmp_path)
 
 
 PAIRED = [("digits-diffusion", (1, 8, 8)), ("mnist-diffusion", (1, 28, 28)), ("points-diffusion", (2,))]

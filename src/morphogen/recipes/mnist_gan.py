@@ -1,4 +1,9 @@
-"""MNIST by a GAN that is told the digit: DCGAN, or R3GAN, the modern baseline."""
+"""MNIST by a GAN that is told the digit: DCGAN, or R3GAN, the modern baseline.
+
+Recorded on one core of an AMD EPYC, as 10,000 samples teach a classifier that is then shown real test digits: with
+--net dcgan 89.4 % are read right (docs/runs/mnist-gan-dcgan, 191 s), with --net r3gan --width 48 --steps 700 --lr 1e-3
+88.5 % (docs/runs/mnist-gan-r3gan, 499 s on a busy machine).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from ..experiment import Data, Experiment
 
 
 def mnist_gan(
-    net: Literal["dcgan", "r3gan"] = "r3gan",
+    net: Literal["dcgan", "r3gan"] = "dcgan",
     steps: int = 1700,
     width: int = 64,
     batch: int = 64,
