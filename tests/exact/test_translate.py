@@ -276,7 +276,7 @@ def test_the_buffer_is_saved_with_the_run(tmp_path: Path) -> None:
         g = torch.Generator().manual_seed(0)
         kinds = [Shuffled(Tensors(torch.rand(12, 1, 12, 12, generator=g)), 4) for _ in range(2)]
         optim = AdamW(1e-3, schedule=Linear())
-        trainer = Trainer(6, optim={"generator+back": optim, "critic+critic_back": optim}, save_every=2, log_every=1)
+        trainer = Trainer(6, optim={"generator+back": optim, "critic+critic_back": optim}, save_every=6)
         model = cyclegan(pool=5)
         trainer.fit(model, Data(Unpaired(*kinds)), run=folder, device="cpu", voice=Voice(), until=until)
         return model
