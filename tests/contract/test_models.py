@@ -329,7 +329,7 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
     ),
     "double q-learning": lambda: Instance(
-        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 8))
     ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
