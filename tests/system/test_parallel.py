@@ -331,6 +331,7 @@ def test_torchrun_by_hand_joins_and_a_dead_rank_is_told(tmp_path: Path) -> None:
         "--nproc-per-node",
         "2",
         "-m",
+        "--",  # else torchrun takes --run for a flag of its own
         "morphogen",
         "train",
         RECIPE,
