@@ -357,6 +357,7 @@ def test_a_process_that_is_silent_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # whose peer dies as they meet waits a minute for it, eight times at most
 @pytest.mark.parametrize("sharded", [False, True])
 def test_runs_killed_at_random_moments_end_in_the_same_bits(tmp_path: Path, sharded: bool) -> None:
     words = ("--shard",) if sharded else ()
