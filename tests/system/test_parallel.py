@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from morphogen.data.paired import Unpaired
 from morphogen.diffusion.coupling import OptimalTransport
 from morphogen.experiment import fit_weights
 from morphogen.log import read
+from morphogen.parallel import ranks
 from tests.contract.test_models import MODELS
 from tests.system import ranked
 from tests.system.kills import weights
@@ -136,8 +138,8 @@ def test_the_excepted_models_are_those_with_dropout_or_batch_norm() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_every_model_of_the_library_trains_alike_on_two_processes(tmp_path: Path) -> None:
-    first, _ = together("library", tmp_path)
-    for name, lines in alone(ranked.library, tmp_path / "alone").items():
+    first, _ = together("models", tmp_path)
+    for name, lines in alone(ranked.models, tmp_path / "alone").items():
         both = [_unscored(lines), _unscored(first[name])]
         assert name in EXCEPTED or apart(*both) < 1e-6, name
 
@@ -354,6 +356,27 @@ def test_a_process_that_is_silent_ends_the_run(tmp_path: Path) -> None:
     processes[1].communicate()
     assert code == 1
     assert "Process 1 of 2 has been silent for 60 s" in said
+
+
+def test_a_rank_that_finds_no_store_ends_by_itself(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The rank that holds it may die before the others' watches have reached it."""
+
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("the connection is closed")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the connection is refused")
+
+    left, codes = threading.Event(), []
+    monkeypatch.setattr("torch.distributed.TCPStore", unreachable)
+    monkeypatch.setattr(ranks, "_address", lambda: ("127.0.0.1", 1))
+    for name, seconds in (("_LOOK", 0.01), ("_SILENCE", 0.1), ("_MOMENT", 0.01), ("_GRACE", 0.01)):
+        monkeypatch.setattr(ranks, name, seconds)
+    monkeypatch.setattr(ranks.os, "_exit", lambda code: (codes.append(code), left.set()))
+    ranks.Joined(1, 2, 1, Gone())._watch(left)  # type: ignore[arg-type]
+    assert codes == [1]
+    assert "Process 0 of 2 has been silent" in capsys.readouterr().err
 
 
 @pytest.mark.slow
