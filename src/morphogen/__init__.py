@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOME = {
     "core": ("Act", "Items", "Loss", "Model", "Net", "Noise", "Phase", "Place", "Source", "Space", "Update", "can"),
@@ -20,6 +20,7 @@ _HOME = {
     "heldout": ("HeldOut",),
     "hooks": ("SampleGrid",),
     "average": ("EMA", "PowerEMA"),
+    "watch": ("Watch",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .hooks import SampleGrid
     from .spec import Asset, Remembers
     from .train import Trainer
+    from .watch import Watch
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from .experiment import draw
 from .spec import Remembers
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from .train import Training
@@ -57,9 +58,47 @@ class SampleGrid(Remembers):
             return
         cond = space.cond(self.n, **self.wishes) if self.wishes else None
         x = draw(training.model, self.n, cond, seed=training.seed, options=self.options)
-        if training.rank:  # weights in pieces: all ranks draw, one writes
+        if training.rank == 0:  # weights in pieces: all ranks draw, one writes
+            _picture(training, space.show(x.cpu(), self.columns))
+
+
+def _picture(training: Training, drawn: Image) -> None:
+    """Write a picture of this step, and tell the log and the user where it is."""
+    folder = training.run / "samples"
+    make(folder)
+    path, png = folder / f"{training.step:08d}.png", io.BytesIO()
+    drawn.save(png, "PNG")
+    write(path, png.getvalue())
+    at = round(training.log.seconds, 3)
+    training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
+    training.voice.picture(training.step, str(path))
+
+
+class Translations(Remembers):
+    """Translate the first `n` held-out sources into `samples/STEP.png`: sources, what is made of them, the truth.
+
+    What the test items have as x is called the truth; of items that are no pairs it is left out.
+    """
+
+    def __init__(self, every: int = 500, n: int = 10) -> None:
+        self.every, self.n = every, n
+
+    def __call__(self, training: Training) -> None:
+        import torch
+
+        from .data.space import stacked
+        from .metrics.translation import is_paired, translated
+
+        test = training.data.test
+        if test is None or not len(test):
             return
-        _keep(training, space.show(x.cpu(), self.columns))
+        batch = test.take(torch.arange(min(self.n, len(test))))
+        source = (batch.get("cond") or {}).get("source", batch["x"])
+        rows = {"source": source, "translated": translated(training.model, source)}
+        if is_paired(test):
+            rows["truth"] = batch["x"]
+        if training.rank == 0:
+            _picture(training, stacked(rows))
 
 
 @runtime_checkable
@@ -81,19 +120,7 @@ class Portrait(Remembers):
         if not isinstance(training.model, Pictured):
             raise UserError(f"{type(training.model).__name__} has no picture of itself: leave Portrait out.")
         if not training.rank:
-            _keep(training, training.model.picture())
-
-
-def _keep(training: Training, picture: Any) -> None:
-    """Write a picture into the run, and say so."""
-    folder = training.run / "samples"
-    make(folder)
-    path, png = folder / f"{training.step:08d}.png", io.BytesIO()
-    picture.save(png, "PNG")
-    write(path, png.getvalue())
-    at = round(training.log.seconds, 3)
-    training.log.write({"step": training.step, "picture": f"{folder.name}/{path.name}", "at_seconds": at})
-    training.voice.picture(training.step, str(path))
+            _picture(training, training.model.picture())
 
 
 @runtime_checkable
@@ -168,6 +195,10 @@ class Voice:
 
     def picture(self, step: int, path: str) -> None:
         """A picture was written."""
+
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        """A watch has seen something that is wrong."""
+        self.say(f"step {step}: {text}")
 
 
 class Bar(Voice):
@@ -249,6 +280,9 @@ class JsonLines(Voice):
 
     def picture(self, step: int, path: str) -> None:
         self._emit(event="picture", step=step, path=path)
+
+    def alarm(self, step: int, fields: Mapping[str, str], text: str) -> None:
+        self._emit(event="alarm", step=step, **fields)
 
 
 def voice_for(json_lines: bool = False) -> Voice:

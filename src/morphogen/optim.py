@@ -60,6 +60,17 @@ class Triangle(Remembers):
         return min(1.0, up) if at <= self.peak else max(self.floor, (1 - at) / (1 - self.peak))
 
 
+class Linear(Remembers):
+    """Factor 1 for the first `flat` of the run (a share of it), then linearly down to `floor`."""
+
+    def __init__(self, flat: float = 0.5, floor: float = 0.0) -> None:
+        self.flat, self.floor = flat, floor
+
+    def __call__(self, step: int, steps: int) -> float:
+        at = step / steps
+        return 1.0 if at <= self.flat else self.floor + (1 - self.floor) * (1 - at) / (1 - self.flat)
+
+
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)  # each number by itself
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import disk
+from .alarms import told
 from .experiment import read_spec
 
 Series = Mapping[str, Sequence[tuple[float, float]]]  # a line's name to its points
@@ -39,6 +40,7 @@ def render(run: Path, page: Mapping[str, Any]) -> str:
     lines = _lines(run / "log.jsonl")
     title = str(recipe.get("name") or _model(page))
     sections = [
+        _alarms(lines),
         _samples(run),
         _measures(evaluation),
         _averages(_json(run / "averages.json").get("averages") or []),
@@ -125,6 +127,20 @@ def _duration(seconds: float) -> str:
 
 
 # ---- sections ------------------------------------------------------------------------------------------------------
+
+
+def _alarms(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What a watch has told: seen what, why, what to change."""
+    rows = "".join(
+        f"<tr><th>{_e(t.alarm.sign)}</th><td class='n'>{t.step:,}{f' … {t.over:,}' if t.over else ''}</td>"
+        + "".join(f"<td>{_e(text)}</td>" for text in t.alarm[1:])
+        + "</tr>"
+        for t in told(lines)
+    )
+    names = ("sign", "step", "what was seen", "likely cause", "what to change")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    table = f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return f"<section><h2>Alarms</h2>{table}</section>" if rows else ""
 
 
 def _samples(run: Path) -> str:

@@ -12,13 +12,22 @@ import pytest
 import torch
 
 import morphogen
-from morphogen.adversarial.losses import NON_SATURATING
+from morphogen.adversarial.ada import Adaptive
+from morphogen.adversarial.gan import GAN
+from morphogen.adversarial.losses import HINGE, NON_SATURATING, RELATIVISTIC, RELATIVISTIC_AVERAGE, WASSERSTEIN
+from morphogen.adversarial.penalties import R1, R2, Consistency, GradientPenalty
+from morphogen.adversarial.progressive import Growth, ProgressiveGAN
+from morphogen.adversarial.readings import Auxiliary, Categorical, Continuous
+from morphogen.adversarial.stylegan import PathLength, StyleGAN2
+from morphogen.adversarial.translate import CycleGAN, Pix2Pix
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.edges import thick_negative
 from morphogen.data.items import Tensors
+from morphogen.data.paired import Derived, Unpaired
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
     Diffusion,
@@ -51,11 +60,17 @@ from morphogen.latent.vq import VQVAE, absolute
 from morphogen.latent.vqgan import VQGAN, KLAutoencoder
 from morphogen.nets.autoencoder import Decoder, Encoder
 from morphogen.nets.causal import CausalTransformer
-from morphogen.nets.critic import PatchCritic
+from morphogen.nets.critic import Critic, PatchCritic
+from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
+from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
+from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
 from morphogen.nets.resnet import ResNet
+from morphogen.nets.spectral import spectrally_normalised
+from morphogen.nets.style import StyleCritic, StyleGenerator
+from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
 from morphogen.rl.env import CartPole, Pendulum, Simulated
 from morphogen.rl.policy import Categorical, DiagonalNormal
@@ -121,6 +136,10 @@ def _digits() -> Source:
     return Shuffled(Digits("train"), 7)
 
 
+def _translated() -> Source:
+    return Shuffled(Derived(Digits("train"), thick_negative), 7)
+
+
 def _binary() -> Source:
     return Augmented(_digits(), (Binarise(),))
 
@@ -138,6 +157,23 @@ def _ladder() -> Ladder:
 def _autoencoder() -> Autoencoder:
     penalties = (Contractive(), L1(0.1))
     return Autoencoder(MLP(64, 4, 16, 1), MLP(4, 64, 16, 1), Gaussian((1, 8, 8)), 4, penalties=penalties)
+
+
+def _critic(**more: int) -> Critic:
+    return Critic(MLP(2, 8, 16, 1), 8, activation="silu", **more)
+
+
+def _stylegan(classes: int | None = None, **more: Any) -> StyleGAN2:
+    generator = StyleGenerator((1, 8, 8), (6, 4), latent=5, width=6, depth=2, classes=classes)
+    return StyleGAN2(generator, StyleCritic((1, 8, 8), (6, 4), classes=classes), **more)
+
+
+def _progressive(classes: int | None = None, **more: Any) -> ProgressiveGAN:
+    nets = (
+        GrowingGenerator((1, 8, 8), (6, 4), latent=5, classes=classes),
+        GrowingCritic((1, 8, 8), (6, 4), classes=classes),
+    )
+    return ProgressiveGAN(*nets, Growth(0, 20), **more)  # within a fade, where every part of the nets is used
 
 
 def _codes(*shape: int) -> Source:
@@ -218,6 +254,11 @@ MODELS: dict[str, Callable[[], Instance]] = {
         VQGAN(KLAutoencoder(*_codec(4, 2), 2, (1, 8, 8)), PatchCritic(1, 4, 1), game=NON_SATURATING), _digits()
     ),
     "autoencoder": lambda: Instance(_autoencoder(), _digits()),
+    "stylegan2": lambda: Instance(_stylegan(), _digits(), {"truncation": 0.8}),
+    "stylegan2, conditional, augmented": lambda: Instance(
+        _stylegan(10, path=PathLength(2.0, 1), augment=Adaptive(p=0.4, kimg=0.1)), _digits()
+    ),
+    "progressive gan": lambda: Instance(_progressive(10), _digits()),
     "vae, conditional": lambda: Instance(_vae(ELBO(2.0, warmup=10), classes=10), _binary()),
     "vae, free bits": lambda: Instance(_vae(ELBO(free=0.1)), _binary()),
     "vae, 17 levels": lambda: Instance(
@@ -230,11 +271,67 @@ MODELS: dict[str, Callable[[], Instance]] = {
     ),
     "ladder vae": lambda: Instance(_vae(ELBO(), _ladder()), _binary()),
     "ladder vae, importance weighted": lambda: Instance(_vae(IWAE(3, doubly=False), _ladder()), _binary()),
+    "dcgan": lambda: Instance(
+        GAN(
+            DCGANGenerator(4, 1, 8, 4, classes=10),
+            Critic(DCGANBody(1, 8, 4), 32, classes=10),
+            4,
+            penalties=(Consistency(Shift(1), made=1.0),),
+        ),
+        _digits(),
+    ),
+    "r3gan": lambda: Instance(
+        GAN(
+            R3GANGenerator(4, 1, 8, (16, 8), group=4, classes=10),
+            Critic(R3GANBody(1, 8, (8, 16), group=4, features=8), 8, classes=10),
+            4,
+            RELATIVISTIC,
+            (R1(1.0), R2(1.0)),
+            drop=0.2,
+        ),
+        _digits(),
+        {"truncation": 1.5},
+    ),
+    "wgan-gp": lambda: Instance(
+        GAN(MLP(4, 2, 16, 1), _critic(), 4, WASSERSTEIN, (GradientPenalty(),), critic_steps=2), _ring()
+    ),
+    "info-gan": lambda: Instance(
+        GAN(MLP(9, 2, 16, 1), _critic(readings=7), 4, readings=(Categorical(3), Continuous(2))), _ring()
+    ),
+    "ac-gan, spectrally normalised": lambda: Instance(
+        GAN(
+            MLP(4, 2, 16, 1, classes=8),
+            spectrally_normalised(_critic(readings=8)),
+            4,
+            HINGE,
+            readings=(Auxiliary(8),),
+        ),
+        _ring(),
+    ),
+    "relativistic average, lazy": lambda: Instance(
+        GAN(MLP(4, 2, 16, 1), _critic(), 4, RELATIVISTIC_AVERAGE, (R1(1.0, every=3),)), _ring()
+    ),
+    "pix2pix": lambda: Instance(
+        Pix2Pix(TranslationUNet(1, 1, 4, 3, dropped=1), PatchCritic(2, 4, 1), (1, 8, 8), (1, 8, 8)), _translated()
+    ),
+    "pix2pix, without a critic": lambda: Instance(
+        Pix2Pix(TranslationUNet(1, 1, 4, 3, dropped=1), None, (1, 8, 8), (1, 8, 8)), _translated()
+    ),
+    "cyclegan": lambda: Instance(
+        CycleGAN(
+            *(TranslationResNet(1, 1, 4, 1) for _ in range(2)),
+            *(PatchCritic(1, 4, 1) for _ in range(2)),
+            (1, 8, 8),
+            (1, 8, 8),
+            pool=5,
+        ),
+        Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
+    ),
     "tabular control": lambda: Instance(
         Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
     ),
     "double q-learning": lambda: Instance(
-        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))
+        DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 8))
     ),
     "ppo, cart-pole": lambda: Instance(
         PPO(MLP(4, 2, 8, 1), MLP(4, 1, 8, 1), Categorical(2), entropy=0.01),

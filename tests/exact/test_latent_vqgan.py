@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from morphogen.adversarial.losses import (
     HINGE,
     NON_SATURATING,
+    RELATIVISTIC,
     hinge,
     hinge_generator,
     non_saturating,
@@ -71,18 +72,18 @@ def test_losses_are_their_formulas() -> None:
     assert float(hinge(real, fake)) == pytest.approx(
         mean(lambda s: max(0.0, 1 - s), real) + mean(lambda s: max(0.0, 1 + s), fake)
     )
-    assert float(hinge_generator(fake)) == pytest.approx(-mean(lambda s: s, fake))
+    assert float(hinge_generator(real, fake)) == pytest.approx(-mean(lambda s: s, fake))
     assert float(non_saturating(real, fake)) == pytest.approx(
         mean(lambda s: -math.log(chance(s)), real) + mean(lambda s: -math.log(1 - chance(s)), fake)
     )
-    assert float(non_saturating_generator(fake)) == pytest.approx(mean(lambda s: -math.log(chance(s)), fake))
+    assert float(non_saturating_generator(real, fake)) == pytest.approx(mean(lambda s: -math.log(chance(s)), fake))
     assert (HINGE.critic, HINGE.generator) == (hinge, hinge_generator)
     assert (NON_SATURATING.critic, NON_SATURATING.generator) == (non_saturating, non_saturating_generator)
 
 
 def test_scores_far_out_stay_finite() -> None:
     far = torch.tensor([1e4, -1e4], requires_grad=True)
-    value = non_saturating(far, far) + non_saturating_generator(far)
+    value = non_saturating(far, far) + non_saturating_generator(far, far)
     value.backward()
     assert far.grad is not None
     assert bool(far.grad.isfinite().all())
@@ -176,6 +177,16 @@ def test_the_critics_loss_is_of_the_codec_as_it_is() -> None:
         real = model.critic(data["x"])
     expected = F.softplus(-real).mean() + F.softplus(fake).mean()
     torch.testing.assert_close(model.critic_loss(data).value.detach(), expected)
+
+
+def test_a_game_that_compares_is_given_the_real_scores() -> None:
+    model, data = vqgan(game=RELATIVISTIC), batch()
+    model.start(data)
+    said = model.autoencoder_loss(data)
+    with torch.no_grad():
+        fake = model.critic(model.codec.decode(model.codec.encode(data["x"])))
+        expected = F.softplus(model.critic(data["x"]) - fake).mean()
+    torch.testing.assert_close(said.logs["generator"], expected)
 
 
 def test_only_the_codecs_own_turn_moves_its_book() -> None:

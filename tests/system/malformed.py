@@ -302,7 +302,9 @@ def _spec_graph(w: World, rng: random.Random) -> None:
     page = json.loads(json.dumps(w.page))
     graph = page["experiment"] if rng.random() < 0.9 else page
     text = twist(graph, rng, w.outside)
-    w.put(w.run / "spec.json", text if graph is page else json.dumps(page))
+    if graph is not page:
+        text = json.dumps(page | {"experiment": 0}).replace('"experiment": 0', f'"experiment": {text}')
+    w.put(w.run / "spec.json", text)
     page = read_spec(w.run)
     build(page["experiment"], assets=w.run / "assets", seed=1)
 
@@ -572,6 +574,7 @@ def work(world: World, begin: int, end: int, names: list[str], shared: Shared) -
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     python = (sys.prefix, sys.base_prefix, str(Path(mg.__file__).parents[2]), "/proc/", "/sys/", "/usr/", "/dev/null")
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p).startswith(python)]  # an import lists them all
     fence = Fence((str(world.folder), *python))
     for i in range(begin, end):
         shared.set(_NOW, i)

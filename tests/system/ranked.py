@@ -189,7 +189,7 @@ def speaking(folder: Path) -> dict[str, Any]:
     return found
 
 
-def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
+def models(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
     """The models of the battery, trained."""
     models = importlib.import_module("tests.contract.test_models").MODELS
     found = {}
@@ -206,13 +206,14 @@ def library(folder: Path, only: tuple[str, ...] = ()) -> dict[str, Any]:
 
 QUICK = (
     *("improved ddpm, the bound alone", "energy model", "gan", "k-means", "language model", "ppo"),
-    *("vqgan", "vq-vae", "vq-vae, lfq", "info-vae"),
+    *("vqgan", "vq-vae", "vq-vae, lfq", "info-vae", "pix2pix", "cyclegan"),
+    "stylegan2, conditional, augmented",
 )
 
 
 def quick(folder: Path) -> dict[str, Any]:
     """A few of the library's models."""
-    return library(folder, QUICK)
+    return models(folder, QUICK)
 
 
 # ---- what each rank remembers --------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_every_flag_of_every_verb_is_offered() -> None:
         assert offered(f"{line} --") == own + common
     for recipe in names():
         flags = find(recipe).flags
-        switched = [f"--no-{f.key}" if f.switch and f.default is True else f.spelled for f in flags]
+        switched = [f"--no-{f.spelled[2:]}" if f.switch and f.default is True else f.spelled for f in flags]
         assert set(switched) <= set(offered(f"train {recipe} --")), recipe
 
 

@@ -701,12 +701,14 @@ def test_unknown_names_answer_with_the_nearest():
 @pytest.mark.parametrize("name", table.names())
 def test_a_data_set_is_as_described_and_can_be_shown(name, request, own_cache):
     root = None
-    if name in fetch.SOURCES or name == "pneumoniamnist":
+    if name in fetch.SOURCES or name in ("pneumoniamnist", "emoji"):
         root = request.getfixturevalue("data_root")
         if name == "fashion-mnist" and not (root / name).is_dir():
             pytest.skip("MORPHOGEN_DATA holds no Fashion-MNIST")
         if name == "pneumoniamnist" and not any((root / f / f"{name}.npz").is_file() for f in ("medmnist", name, ".")):
             pytest.skip("MORPHOGEN_DATA holds no PneumoniaMNIST")
+        if name == "emoji" and not (root / "emoji" / "emoji.json").is_file():
+            pytest.skip("MORPHOGEN_DATA holds no emoji")
     about, parts = data.describe(name), data.open(name, root)
     assert about.name == name
     assert {"train": len(parts.train), "test": len(parts.test)} == about.counts

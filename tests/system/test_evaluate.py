@@ -12,13 +12,13 @@ import torch
 
 from morphogen import UserError
 from morphogen.cli import main
-from morphogen.cli.evaluate import seen_items
 from morphogen.data.augment import Augmented
 from morphogen.data.densities import Drawn, Fresh, bumps, eight_gaussians
 from morphogen.data.digits import Digits
 from morphogen.data.source import Shuffled
 from morphogen.diffusion.coupling import OptimalTransport
-from morphogen.experiment import Data, Run, load
+from morphogen.experiment import load
+from morphogen.seen import seen_items
 
 OWN = '''
 """Digits by a small U-Net, with or without classes, from under a source of a source."""
@@ -77,7 +77,8 @@ def test_points_of_a_density(coupling: str, tmp_path: Path, capsys: pytest.Captu
     assert run(f"evaluate {path} --n 500 --likelihood 12 --steps 4") == 0
     found = page(path)
     measures = found["measures"]
-    assert set(measures) == {"frechet", "floor", "log_prob", "KL", "elbo"}
+    assert set(measures) - {"reverse_kl"} == {"frechet", "floor", "log_prob", "KL", "elbo", "modes", "high_quality"}
+    assert measures["high_quality"]["n"] == 500
     assert found["judge"] is None
     out, err = capsys.readouterr()
     assert "nothing to have memorised" in out + err
@@ -94,28 +95,21 @@ def test_points_of_a_density(coupling: str, tmp_path: Path, capsys: pytest.Captu
     assert measures["KL"]["n"] == 12
 
 
-def test_what_was_trained_on_is_found_under_its_sources(tmp_path: Path) -> None:
+def test_what_was_trained_on_is_found_under_its_sources() -> None:
     items, density = Digits("train"), bumps()
     test = Drawn(density, 50, seed=7)
 
-    def seen(source: Any, held: Any) -> Any:
-        class Only(Run):
-            def __init__(self) -> None:
-                self.path, self.data = tmp_path, Data(source, held)
-
-        return seen_items(Only(), held)
-
     wrapped = OptimalTransport(Augmented(OptimalTransport(Shuffled(items, 4)), ()))
-    assert seen(wrapped, Digits("test")) == (items, True)
+    assert seen_items(wrapped, Digits("test")) == (items, True)
     for source in (Fresh(density, 4), Augmented(OptimalTransport(Fresh(density, 4)), ())):
-        other, recorded = seen(source, test)
+        other, recorded = seen_items(source, test)
         assert not recorded
         assert other.density is density
         assert len(other) == len(test)
         every = torch.arange(50)
         assert not (other.take(every)["x"] == test.take(every)["x"]).any()
     with pytest.raises(UserError, match="neither recorded items nor draws"):
-        seen(object(), test)
+        seen_items(object(), test)
 
 
 @pytest.mark.parametrize("flags", ["", "--paired"])
@@ -143,6 +137,17 @@ def test_a_net_with_classes_is_judged_from_under_its_source(reader: Path, tmp_pa
     assert run(f"train own.py:pixels --run {path} --classes 10") == 0
     assert run(f"evaluate {path} --n 20 --steps 2 --judge {reader}") == 0
     assert set(page(path)["measures"]) == {"judge", "agreement", "useful", "memorised", "frechet", "floor"}
+
+
+def test_classes_are_counted_among_samples_that_were_asked_for_none(reader: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    path = tmp_path / "pixels"
+    assert run(f"train own.py:pixels --run {path} --classes 10") == 0
+    assert run(f"evaluate {path} --n 20 --steps 2 --judge {reader} --classes 30") == 0
+    measures = page(path)["measures"]
+    assert measures["rarest"]["value"] <= 0.1 <= measures["commonest"]["value"]
+    assert measures["rarest"]["n"] == measures["commonest"]["n"] == 30
+    assert run(f"evaluate {path} --n 20 --steps 2 --classes 30") == 2  # nobody reads them
 
 
 def test_the_likelihood_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

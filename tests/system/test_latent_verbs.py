@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from morphogen.cli import main
 from morphogen.cli.recipe import load_file as load_module
+from morphogen.core import Noise
 from morphogen.data import Digits
 from morphogen.experiment import load
 from morphogen.latent.pca import explaining, principal
@@ -33,6 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = {"plane": [], "told": ["--told"], "one": ["--normal", "1"], "two": ["--normal", "2"]}
     for name, flags in more.items():
         assert main(["train", f"{tmp / 'tiny.py'}:plane", "--run", str(tmp / name), *flags]) == 0
+    assert main(["train", f"{tmp / 'tiny.py'}:style", "--run", str(tmp / "style")]) == 0
     assert main(["train", "digits-classifier", "--run", str(tmp / "reader"), "--epochs", "2", "--width", "8"]) == 0
     Image.fromarray(np.full((30, 20, 3), 200, np.uint8)).save(tmp / "wide.png")
     mask = np.zeros((8, 8), np.uint8)
@@ -85,6 +87,22 @@ def test_the_way_between_items_is_that_of_their_latents(made: Path, capsys: pyte
     with torch.no_grad():
         expected = codec.decode(codec.encode(Digits("test").take(torch.arange(2))["x"], cond), cond)
     assert torch.allclose(torch.from_numpy(np.load(made / "told.npy"))[0], expected, atol=1e-5)
+
+
+def test_the_latent_space_of_a_gan_is_walked(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gan = model(made, "style")
+    words = "interpolate style --ends sample sample --label 3 7 --steps 4 --seed 5 --out @between.npy --film @style.gif"
+    for space, way in (("z", "spherical"), ("w", "linear"), ("w+", "linear")):
+        answer = told(made, capsys, f"{words} --space {space}")
+        assert answer["way"] == way
+        found, cond = torch.from_numpy(np.load(made / "between.npy"))[0], {"label": torch.tensor([3, 7])}
+        with torch.no_grad():
+            ends = gan.decode(gan.draw_z(2, noise=Noise.seeded(5, 2)), cond)
+        assert torch.allclose(found[[0, -1]], ends, atol=1e-5)  # samples are not searched for: their latents are known
+    answer = told(made, capsys, "interpolate style --ends 4 sample --label 3 --steps 3 --space w+ --extractor @reader")
+    assert answer["steps"] == 3
+    rebuilt = told(made, capsys, "reconstruct style --n 3 --space w+")
+    assert value(rebuilt, "error") < float(Digits("test").take(torch.arange(360))["x"].var())
 
 
 def test_reconstruction_is_measured_and_the_worst_is_shown(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

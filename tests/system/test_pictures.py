@@ -752,6 +752,20 @@ def test_mistakes_in_albums_are_one_sentence(tmp_path):
         data.Album(folder, Asset(tmp_path / "no.jsonl"))
 
 
+@pytest.mark.parametrize("number", [10**30, 7, "NaN", "Infinity", True])
+def test_a_condition_of_an_index_is_a_finite_float(tmp_path, number):
+    from morphogen.spec import Asset
+
+    folder = fill(tmp_path / "p", many(2))
+    rows = "".join(f"{name},1.5\n" for name in names(folder))
+    (folder / "metadata.csv").write_text("file_name,age\n" + rows)
+    said = data.index(folder).path.read_text()
+    assert '"age": 1.5' in said
+    (tmp_path / "other.jsonl").write_text(said.replace('"age": 1.5', f'"age": {json.dumps(number).strip(chr(34))}'))
+    with pytest.raises(UserError, match="no index"):
+        data.Album(folder, Asset(tmp_path / "other.jsonl"))
+
+
 # ---- aspect buckets ------------------------------------------------------------------------------------------------
 
 SHAPES = ((8, 8), (8, 16), (16, 8))

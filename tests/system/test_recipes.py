@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
+    "emoji-classifier": {"epochs": 0.002, "width": 4, "batch": 1, "size": 32},
+    "emoji-pix2pix": {"steps": 2, "width": 4, "batch": 2, "size": 32},
     "digits-classifier": {"epochs": 1, "width": 4, "batch": 718},
     "digits-diffusion": {"steps": 2, "width": 8, "batch": 4},
     "digits-dit": {"steps": 2, "width": 24, "depth": 1, "batch": 4},
@@ -37,15 +39,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-codes": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
     "mnist-diffusion": {"steps": 2, "width": 8, "batch": 2},
+    "mnist-cyclegan": {"steps": 2, "width": 4, "blocks": 1, "batch": 2},
+    "mnist-edges": {"steps": 2, "width": 4, "batch": 2},
     "mnist-dit": {"steps": 2, "width": 64, "depth": 1, "batch": 2},
+    "mnist-gan": {"steps": 2, "width": 16, "batch": 2},
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
+    "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
+    "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
+    "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
 
@@ -57,7 +67,7 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         path = folder / ("test" if i % 3 == 0 else "train") / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 8), (40 * i, 0, 99)).save(path)
-    SMALL["pictures-diffusion"]["data"] = folder
+    SMALL["pictures-diffusion"]["data"] = SMALL["translate"]["source"] = SMALL["translate"]["target"] = folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name, of in (("mnist-codes", "mnist-vqvae"), ("mnist-latent-flow", "mnist-vae")):
@@ -106,7 +116,7 @@ def step(experiment: Experiment, run: Path) -> None:
 
 def needs(name: str) -> None:
     """Skip where the data of a recipe are not at hand."""
-    if name.startswith(("mnist", "cifar", "one-class")) and "MORPHOGEN_DATA" not in os.environ:
+    if name.startswith(("mnist", "cifar", "one-class", "emoji")) and "MORPHOGEN_DATA" not in os.environ:
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
 
 
@@ -149,6 +159,16 @@ def test_optimal_transport_is_for_flows(preset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no longer independent") as refused:
         made("points-diffusion", preset=preset, coupling="optimal")
     assert preset in str(refused.value)
+
+
+@pytest.mark.parametrize("game", ["r3gan", "wgan-gp", "non-saturating"])
+def test_every_game_learns_points(game: str, tmp_path: Path) -> None:
+    step(made("points-gan", game=game), tmp_path)
+
+
+def test_both_nets_learn_digits(tmp_path: Path) -> None:
+    needs("mnist-gan")
+    step(made("mnist-gan", net="r3gan"), tmp_path)
 
 
 PAIRED = [("digits-diffusion", (1, 8, 8)), ("mnist-diffusion", (1, 28, 28)), ("points-diffusion", (2,))]

@@ -250,3 +250,14 @@ def test_a_long_log_is_thinned_to_means() -> None:
     ((line,), _, _) = drawn(report.chart({"training": points}))
     assert len(line) <= 400
     assert len({y for _, y in line}) == 1  # every group of neighbours has the mean 1/2
+
+
+def test_what_a_watch_has_told_stands_first(run: Path) -> None:
+    alarm = {"sign": "mode collapse", "evidence": "10 % <covered>", "cause": "no variety", "change": "R1"}
+    lines = [{"step": 60, "alarm": alarm}, {"step": 90, "over": "mode collapse"}, {"step": 95, "alarm": alarm}]
+    whole = (run / "log.jsonl").read_text().splitlines()[:-1]
+    (run / "log.jsonl").write_text("".join(f"{line}\n" for line in [*whole, *map(json.dumps, lines)]))
+    text = read(report.write(run)).text
+    assert text.index("Alarms") < text.index("Samples")
+    assert text.count("mode collapse") == 2
+    assert {"60 … 90", "95", "10 % <covered>", "no variety", "R1"} <= set(text)

@@ -28,7 +28,11 @@ FAMILIES = {
     "supervised", "flows", "diffusion", "latent", "adversarial", "autoregressive",
     "language", "rl", "align", "multimodal", "interop",
 }  # fmt: skip
-ENGINE = {"testing", "parallel"}  # and every file at the root that is named nowhere here: train, checkpoint, hooks, ...
+ENGINE = {
+    "testing",
+    "parallel",
+    "watch",
+}  # and every file at the root that is named nowhere here: train, checkpoint, hooks, ...
 SURFACE = {"cli", "recipes", "__init__", "__main__"}
 RINGS = {"export", "serve", "studio", "safety"}
 LAYERS = (GROUND, MIDDLE, TOOLS | FAMILIES, ENGINE, SURFACE, RINGS)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import morphogen as mg
+from morphogen.adversarial.stylegan import StyleGAN2
 from morphogen.data import Digits, Only, Pictures, Shuffled
 from morphogen.heldout import HeldOut
 from morphogen.hooks import SampleGrid
+from morphogen.nets.style import StyleCritic, StyleGenerator
 from morphogen.optim import AdamW
 
 
@@ -149,3 +151,16 @@ def plane(told: bool = False, normal: int = -1, steps: int = 1) -> mg.Experiment
     train = Digits("train") if normal < 0 else Only(Digits("train"), (normal,))
     data = mg.Data(Shuffled(train, 16), Digits("test"), Pictures((1, 8, 8), tuple("0123456789"), 17))
     return mg.Experiment(Plane(told=told), data, mg.Trainer(steps, optim=AdamW(1e-9), save_every=steps))
+
+
+def style(steps: int = 2) -> mg.Experiment:
+    """A StyleGAN2 of digits that has hardly begun.
+
+    steps: of training.
+    """
+    nets = (
+        StyleGenerator((1, 8, 8), (6, 4), latent=5, width=6, depth=1, classes=10),
+        StyleCritic((1, 8, 8), (6, 4), classes=10),
+    )
+    data = mg.Data(Shuffled(Digits("train"), 8), Digits("test"), Pictures((1, 8, 8), tuple("0123456789"), 17))
+    return mg.Experiment(StyleGAN2(*nets), data, mg.Trainer(steps, optim=AdamW(1e-3), save_every=steps))

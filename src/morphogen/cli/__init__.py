@@ -37,6 +37,7 @@ from . import (
     runs,
     sample,
     train,
+    translate,
 )
 from .context import Context
 from .flags import Flag, described, flags_of, summary, table
@@ -78,6 +79,7 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
     "map": Verb(map.map_),
     "anomaly": Verb(anomaly.anomaly),
     "restore": Verb(restore.restore),
+    "translate": Verb(translate.translate),
     "data": {"list": Verb(data.list_), "show": Verb(data.show), "get": Verb(data.get)},
     "runs": {
         "list": Verb(runs.list_),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import UserError
+from ..seen import seen_items
 from . import recipe as recipes
 from .codec import Chosen, Page, held_out, save, some
 from .context import Context, data_root
 from .data import picture_path
-from .evaluate import seen_items
 from .sample import load_run
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _strange(run: Run, items: Chosen, normal: Sequence[str]) -> Tensor | None:
 
 def _trained_on(run: Run) -> Any:
     try:
-        return seen_items(run, held_out(run)).items
+        return seen_items(run.data.train, held_out(run)).items
     except UserError:
         return None
 

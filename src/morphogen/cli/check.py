@@ -26,6 +26,7 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
     from ..core import Samples, can
     from ..experiment import Experiment, draw, load
     from ..hooks import Voice
+    from ..metrics.translation import Translates
     from ..parallel import join
     from ..spec import build, modules_of, spec
 
@@ -46,7 +47,9 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
         again = build(spec(short), modules=modules, seed=seed)
         run = again.train(path, seed=seed, device=device, voice=Voice())
         passed("resume", f"to step {run.step}")
-        if can(run.model, Samples):
+        if isinstance(run.model, Translates):
+            passed("translate", "held-out pictures, drawn" if list((path / "samples").glob("*.png")) else "not tried")
+        elif can(run.model, Samples):
             x = draw(run.model, 4, seed=seed, chunk=4)
             passed("sample", f"4 of {tuple(x.shape[1:])}")
             if run.space is not None:
@@ -66,13 +69,13 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
 
 def _short(trainer: Trainer) -> Trainer:
     """The trainer with so few steps and so small pictures that each thing happens at once."""
-    from ..hooks import SampleGrid
+    from ..hooks import SampleGrid, Translations
     from ..spec import arguments, call
 
     def with_(obj: Any, **changes: Any) -> Any:
         return call(type(obj), {**arguments(obj), **changes})
 
-    hooks = [with_(h, every=1, n=min(h.n, 4)) if isinstance(h, SampleGrid) else h for h in trainer.hooks]
+    hooks = [with_(h, every=1, n=min(h.n, 4)) if isinstance(h, SampleGrid | Translations) else h for h in trainer.hooks]
     heldout = trainer.heldout
     if heldout is not None:
         heldout = with_(heldout, every=1, limit=heldout.batch)

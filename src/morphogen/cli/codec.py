@@ -32,9 +32,22 @@ class Chosen(NamedTuple):
 
 
 def codec_run(
-    context: Context, run: Path, checkpoint: str, ema: str | None, device: str | None, modules: Sequence[ModuleType]
+    context: Context,
+    run: Path,
+    checkpoint: str,
+    ema: str | None,
+    device: str | None,
+    modules: Sequence[ModuleType],
+    *,
+    space: str | None = None,
+    extractor: Path | None = None,
 ) -> Run:
-    """A run whose model is a codec, a diffusion by its probability flow. UserError in one sentence where it is none."""
+    """A run whose model is a codec: a diffusion by its probability flow, a GAN by inversion.
+
+    space: of a GAN's latents (default: z). extractor: the run of a classifier whose features are compared in inverting.
+    UserError in one sentence where the model is no codec, or these are said of one that needs no inversion.
+    """
+    from ..adversarial.invert import Decodes, Inverse
     from ..core import Codec, can
     from ..diffusion import Diffusion
     from ..diffusion.inversion import ProbabilityFlow
@@ -42,12 +55,34 @@ def codec_run(
     loaded = load_run(context, run, checkpoint, device, modules, ema)
     if isinstance(loaded.model, Diffusion):
         loaded.model = cast("Model", ProbabilityFlow(loaded.model, loaded.model.shape))
+    if can(loaded.model, Decodes) and not can(loaded.model, Codec):
+        seen = None if extractor is None else _distance(context, extractor, loaded, modules)
+        loaded.model = cast("Model", Inverse(loaded.model, space or "z", distance=seen).to(device_of(loaded)))
+    elif space or extractor:
+        flag = "--space" if space else "--extractor"
+        raise UserError(
+            f"{flag} is for inverting a GAN, and a {type(loaded.model).__name__} encodes by itself: leave it out."
+        )
     if not can(loaded.model, Codec):
         raise UserError(
             f"The run {str(run)!r} is a {type(loaded.model).__name__}, which has no latent space: {context.command}"
             " needs an autoencoder, a VAE or another codec (`morphogen train --help` lists recipes)."
         )
     return loaded
+
+
+def device_of(run: Run) -> Any:
+    """Where the run's model is."""
+    return next(run.model.parameters()).device
+
+
+def _distance(context: Context, extractor: Path, run: Run, modules: Sequence[ModuleType]) -> Any:
+    """What the classifier of a run sees in two pictures. UserError where it reads none of this run's."""
+    from ..latent.perceptual import Perceptual
+    from .evaluate import checked_judge
+
+    reader = checked_judge(run, load_run(context, extractor, "newest", None, modules))
+    return Perceptual(reader.model)
 
 
 def held_out(run: Run) -> Items:

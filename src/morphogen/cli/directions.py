@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UserError, unknown
+from ..seen import seen_items
 from . import recipe as recipes
 from .codec import Chosen, Page, codec_run, held_out, pictures_space, save, some
 from .context import Context, data_root
 from .data import picture_path
-from .evaluate import checked_judge, seen_items
+from .evaluate import checked_judge
 from .sample import load_run
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def directions(
 def _train(run: Run) -> Items:
     """The recorded items that the run was trained on; the held-out ones where its source is another."""
     try:
-        found = seen_items(run, held_out(run))
+        found = seen_items(run.data.train, held_out(run))
     except UserError:
         return held_out(run)
     return found.items

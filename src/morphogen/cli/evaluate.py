@@ -2,7 +2,9 @@
 
 A classifier is held against its test items. A generator's samples are held against real data: by a judge (are they what
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
-values themselves. A net that was told no classes is asked for none, and only the distances are taken. Whatever has a
+values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
+and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, those of stacked digits by
+theirs, and on request those that are drawn without a class by the classes that the judge reads. Whatever has a
 likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
 """
 
@@ -11,22 +13,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
 from .train import temporary
+from .translate import measured_translations
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core import Items
+    from ..data.stacked import Stacked
     from ..experiment import Run
     from ..metrics.measure import Measure
 
@@ -43,6 +49,7 @@ def evaluate(
     judge: Path | None = None,
     likelihood: int = 0,
     importance: int = 1000,
+    classes: int = 0,
     seed: int = 0,
     checkpoint: str = "newest",
     ema: tuple[str, ...] = (),
@@ -59,8 +66,9 @@ def evaluate(
     (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
     it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance: how many draws of
     its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a single one's bound
-    alone). seed: of the samples. checkpoint: newest, best or a step. ema: which averaged weights, by decay or length,
-    or live; several are compared (default: the run's first average).
+    alone). classes: how many more samples to draw without a class, for the judge to say of which one they are: the
+    rarest and the commonest (0: none). seed: of the samples. checkpoint: newest, best or a step. ema: which averaged
+    weights, by decay or length, or live; several are compared (default: the run's first average).
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
@@ -68,6 +76,8 @@ def evaluate(
         raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
     if importance < 0:
         raise UserError(f"--importance {importance} draws: take 1000, better 5000 (0: the bound of one draw alone).")
+    if classes < 0 or (classes and judge is None):
+        raise UserError(f"--classes {classes} draws samples for a judge to read: take 2000, and give --judge RUN.")
     if n == 0 and judge is not None:
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     with _root(data_root):
@@ -91,6 +101,7 @@ def evaluate(
                     options=options,
                     likelihood=likelihood,
                     importance=importance,
+                    classes=classes,
                 )
             )
     from ..report import write
@@ -118,12 +129,14 @@ def measure_run(
     options: dict[str, Any],
     likelihood: int = 0,
     importance: int = 1000,
+    classes: int = 0,
 ) -> dict[str, Any]:
     """The page of `evaluation.json`. Raises UserError where the run has nothing that can be measured."""
     from .. import __version__
     from ..core import Samples, can
     from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
+    from ..metrics.translation import Translates
     from .receipts import command, machine, now
 
     began = time.perf_counter()
@@ -138,10 +151,15 @@ def measure_run(
         measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
-    if can(run.model, Samples) and n:
+    if can(run.model, Translates) and n:
+        found, page["judge"] = _translations(context, run, test, n, judge, seed)
+        page["n"], measures = min(n, len(test)), measures | found
+    elif can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
         measures |= found
+        if classes and judge is not None:
+            measures |= _classes(context, run, classes, checked_judge(run, judge), seed, options)
     if likelihood:
         found, page["likelihood_seconds"] = _likelihoods(context, run, test, likelihood, importance, seed)
         measures |= found
@@ -241,10 +259,13 @@ def _samples(
     """What the samples are worth, and which judge said so."""
     import torch
 
+    from ..data.stacked import Stacked
     from ..experiment import draw
     from ..metrics.judge import evaluate_samples
 
-    seen = seen_items(run, test)
+    seen = seen_items(run.data.train, test, f"the run {str(run.path)!r}")
+    if isinstance(test, Stacked):
+        return _stacked(context, run, test, n, judge, seed, options)
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
@@ -264,7 +285,7 @@ def _samples(
         if labelled and seen.recorded:
             named = f"`morphogen train {_JUDGES[kind]}`" if kind in _JUDGES else "a classifier"
             context.tell.note(f"Without a judge only the values are compared: train {named} and give --judge RUN.")
-        return _distances(x, seen, test, seed, None), None
+        return _distances(x, seen, test, seed, None) | _modes(x, test), None
     device, judged = _device(judging), {"run": str(judging.path), "step": judging.step}
     model = judging.model.cpu()
     if asked is None:
@@ -283,34 +304,72 @@ def _samples(
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
 
 
-class Seen(NamedTuple):
-    """Items of the training data's law. recorded: they are the very items that the model was trained on."""
+def _stacked(
+    context: Context, run: Run, test: Stacked, n: int, judge: Run | None, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """How many modes of stacked digits the samples reach, as a judge of the single ones reads them; and what test items
+    as many do.
+    """
+    import torch
 
-    items: Items
-    recorded: bool
+    from ..core import can
+    from ..data.stacked import mode_of
+    from ..experiment import draw
+    from ..metrics.judge import Judge
+    from ..metrics.stacked import channel_labels, stacked_modes
 
-
-def seen_items(run: Run, test: Items) -> Seen:
-    """What the run was trained on, from under what augments, pairs or encodes it; of a density, other draws."""
-    from ..data.augment import Augmented
-    from ..data.densities import Drawn, Fresh
-    from ..data.encoded import Encoded
-    from ..data.source import Shuffled
-    from ..diffusion.coupling import OptimalTransport
-
-    source = run.data.train
-    while isinstance(source, Augmented | OptimalTransport):
-        source = source.source
-    if isinstance(source, Fresh):
-        other = test.seed + 1 if isinstance(test, Drawn) else 1
-        return Seen(Drawn(source.density, len(test), seed=other), recorded=False)
-    if not isinstance(source, Shuffled):
+    reads = None if judge is None or judge.space is None else tuple(judge.space.shape)
+    if judge is None or not can(judge.model, Judge) or reads != (1, *test.take(torch.zeros(1).long())["x"].shape[2:]):
         raise UserError(
-            f"The data of {str(run.path)!r} are a {type(source).__name__}, neither recorded items nor draws of a"
-            " density: its samples cannot be held against them yet; --n 0 measures the likelihood alone."
+            "Modes of stacked digits are counted by a judge of single ones: give --judge RUN, a classifier's."
         )
-    items = source.items.items if isinstance(source.items, Encoded) else source.items
-    return Seen(items, recorded=True)
+    context.tell.note(f"Drawing {n} samples{''.join(f', {k} {v}' for k, v in options.items())} …")
+    with context.tell.progress("sample", n) as progress:
+        x = draw(run.model, n, seed=seed, options=options, progress=progress).cpu()
+    model: Any = judge.model.cpu()
+    real = test.take(torch.arange(n) % len(test))["x"]
+    found, best = (stacked_modes(mode_of(channel_labels(model, y), test.classes), test.modes) for y in (x, real))
+    told = found | {f"{name} of data": m for name, m in best.items()}
+    kept = {name: m for name, m in told.items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
+    return kept, {"run": str(judge.path), "step": judge.step}
+
+
+def _translations(
+    context: Context, run: Run, test: Items, n: int, judge: Run | None, seed: int
+) -> tuple[dict[str, Measure], dict[str, Any] | None]:
+    """What the translations of test items are worth, and which judge said so."""
+    judging = None if judge is None else checked_judge(run, judge)
+    model = None if judging is None else judging.model.cpu()
+    found = measured_translations(
+        context, run, test, n, model, seen_items(run.data.train, test, f"the run {str(run.path)!r}").items, seed
+    )
+    return found, None if judging is None else {"run": str(judging.path), "step": judging.step}
+
+
+def _classes(context: Context, run: Run, n: int, judge: Run, seed: int, options: dict[str, Any]) -> dict[str, Measure]:
+    """Which classes are drawn where none is asked for."""
+    from ..experiment import draw
+    from ..metrics.judge import read
+    from ..metrics.modes import class_shares
+
+    context.tell.note(f"Drawing {n} samples without a class …")
+    with context.tell.progress("sample", n) as progress:
+        x = draw(run.model, n, seed=seed + 1, options=options, progress=progress).cpu()
+    label = read(judge.model.cpu(), x).label  # type: ignore[arg-type]
+    return class_shares(label, len(getattr(judge.space, "classes", ())) or int(label.max()) + 1)._asdict()
+
+
+def _modes(x: Tensor, test: Items) -> dict[str, Measure]:
+    """The modes that samples reach, where the data are drawn from a mixture of Gaussians."""
+    import torch
+
+    from ..data.densities import Drawn, Gaussians
+    from ..metrics.modes import mode_coverage
+
+    if not isinstance(test, Drawn) or not isinstance(mixture := test.density, Gaussians):
+        return {}
+    found = mode_coverage(x, torch.tensor(mixture.means), mixture.std, torch.tensor(mixture.weights))
+    return {k: m for k, m in found._asdict().items() if math.isfinite(m.value)}  # of no sample in any mode: no KL
 
 
 def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dict[str, Measure]:

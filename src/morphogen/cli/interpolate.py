@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError, nearest, unknown
 from . import recipe as recipes
-from .codec import Chosen, codec_run, conditions, held_out, picture, pictures_space, save, taken
+from .codec import Cond, codec_run, conditions, held_out, picture, pictures_space, save, taken
 from .context import Context, data_root
 from .data import picture_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..experiment import Run
+    from ..latent.vectors import Vectors
 
 _root = data_root
 
@@ -25,6 +28,8 @@ def interpolate(
     way: Literal["linear", "spherical"] | None = None,
     steps: int = 9,
     label: tuple[str, ...] = (),
+    space: Literal["z", "w", "w+"] | None = None,
+    extractor: Path | None = None,
     film: Path | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -36,11 +41,13 @@ def interpolate(
 ) -> None:
     """Walk in the latent space from one thing to another, and on to further ones, and draw what lies on the way.
 
-    run: the folder of the run, of a codec. ends: two or more of these, in order: a number, for a held-out item; the
-    path of a picture; or the word sample, for one that the run draws. way: linear, or spherical, which keeps the norm
-    of Gaussian latents (default: spherical where the run can sample and has no code book, else linear).
+    run: the folder of the run, of a codec or a GAN. ends: two or more of these, in order: a number, for a held-out
+    item; the path of a picture; or the word sample, for one that the run draws. way: linear, or spherical, which keeps
+    the norm of Gaussian latents (default: spherical where the run can sample and has no code book, else linear).
     steps: pictures from each end to the next, both ends among them. label: the class of each end, in turn, for a codec
-    that is told classes (default: those of the items). film: FILE.gif for a film of the way, there and back.
+    that is told classes (default: those of the items). space: of a GAN, which items and pictures are inverted in, a
+    second or so each: z, or of styles w or w+ (default: z). extractor: the run of a classifier, whose features are
+    compared beside the pixels in inverting. film: FILE.gif for a film of the way, there and back.
     seed: of the samples. out: the picture to write, a row for each two ends, or FILE.npy for the numbers (default:
     interpolated.png in the run). checkpoint: newest, best or a step. ema: which averaged weights, by decay or length,
     or live (default: the run's first average). device: cpu, cuda, …. data_root: the folder that holds the data sets.
@@ -55,19 +62,21 @@ def interpolate(
         picture_path(path, ", or in .npy for the numbers")
     if film is not None and film.suffix.lower() != ".gif":
         raise UserError(f"--film {str(film)!r} is no film's name: let it end in .gif.")
+    from ..adversarial.invert import Inverse
     from ..core import Samples, can, each
-    from ..latent.interpolate import WAYS
-    from ..latent.interpolate import interpolate as walked
+    from ..latent.interpolate import WAYS, between
     from ..latent.vectors import Vectors
 
     with _root(data_root):
-        loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
-        chosen = _ends(context, loaded, ends, label, seed)
+        modules = recipes.load_files(with_)
+        loaded = codec_run(context, run, checkpoint, ema, device, modules, space=space, extractor=extractor)
         flat = Vectors(loaded.model)
-        name = way or ("spherical" if can(loaded.model, Samples) and not flat.of_codes else "linear")
-        before = None if chosen.cond is None else each(chosen.cond, lambda c: c[:-1])
-        after = None if chosen.cond is None else each(chosen.cond, lambda c: c[1:])
-        made = walked(flat, chosen.x[:-1], chosen.x[1:], steps, way=WAYS[name], cond_a=before, cond_b=after)
+        z, cond = _ends(context, loaded, flat, ends, label, seed)
+        normal = loaded.model.space == "z" if isinstance(loaded.model, Inverse) else can(loaded.model, Samples)
+        name = way or ("spherical" if normal and not flat.of_codes else "linear")
+        before = None if cond is None else each(cond, lambda c: c[:-1])
+        after = None if cond is None else each(cond, lambda c: c[1:])
+        made = between(flat, z[:-1], z[1:], steps, way=WAYS[name], cond_a=before, cond_b=after)
     files = []
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
@@ -76,16 +85,16 @@ def interpolate(
         np.save(path, made.cpu().numpy())
         files.append(path)
     if path.suffix != ".npy" or film:
-        space = pictures_space(
+        shown = pictures_space(
             loaded, "only pictures can be drawn: write the numbers with --out FILE.npy, without --film"
         )
         if path.suffix != ".npy":
-            files.append(save(space.show(made.flatten(0, 1), steps), path))
+            files.append(save(shown.show(made.flatten(0, 1), steps), path))
         if film:
             from ..data.chart import film as shot
 
             film.parent.mkdir(parents=True, exist_ok=True)
-            shot([space.show(frame[None]) for leg in made for frame in leg], film)
+            shot([shown.show(frame[None]) for leg in made for frame in leg], film)
             files.append(film)
     text = f"From {' to '.join(ends)}, {name}, {steps} steps each (step {loaded.step}): " + " and ".join(
         map(str, files)
@@ -94,24 +103,28 @@ def interpolate(
     context.tell.answer("interpolated", {**fields, "files": [str(f) for f in files]}, text)
 
 
-def _ends(context: Context, run: Run, ends: tuple[str, ...], label: tuple[str, ...], seed: int) -> Chosen:
-    """The things between which the way leads, and their conditions where all are known."""
+def _ends(
+    context: Context, run: Run, flat: Vectors, ends: tuple[str, ...], label: tuple[str, ...], seed: int
+) -> tuple[Tensor, Cond | None]:
+    """The latents (n, d) between which the way leads, and their conditions where all are known."""
     import torch
 
-    from ..core import Samples, can, each
+    from ..adversarial.invert import Inverse
+    from ..core import Noise, Samples, can, each
     from ..experiment import draw
 
     if label and len(label) not in (1, len(ends)):
         raise UserError(f"--label names {len(label)} classes for {len(ends)} ends: give one for all, or one for each.")
     told = conditions(run, len(ends), label)
     drawn = [i for i, end in enumerate(ends) if end == "sample"]
-    if drawn and not can(run.model, Samples):
+    inverts = isinstance(run.model, Inverse)
+    if drawn and not (inverts or can(run.model, Samples)):
         raise UserError(
             f"A {type(run.model).__name__} cannot sample: give held-out items by number, or pictures, as --ends."
         )
     x: dict[int, Any] = {}
     conds: dict[int, Any] = {}
-    if drawn:
+    if drawn and not inverts:
         rows = torch.tensor(drawn)
         wishes = None if told is None else each(told, lambda c: c[rows])
         x |= dict(zip(drawn, draw(run.model, len(drawn), wishes, seed=seed).cpu(), strict=True))
@@ -132,4 +145,16 @@ def _ends(context: Context, run: Run, ends: tuple[str, ...], label: tuple[str, .
     if told is None and len(conds) == len(ends) and all(c is not None for c in conds.values()):
         told = {k: torch.cat([conds[i][k] for i in range(len(ends))]) for k in conds[0]}
     dtype = next((p.dtype for p in run.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    return Chosen(torch.stack([x[i].to(dtype) for i in range(len(ends))]), told, torch.arange(len(ends)))
+    z: dict[int, Tensor] = {}
+    if drawn and isinstance(run.model, Inverse):  # its latents are known: nothing to be found
+        noise = Noise.seeded(seed, len(ends), device=flat.device)
+        cond = None if told is None else each(told, lambda c: c.to(flat.device))
+        with torch.no_grad():
+            found_z = flat.flattened(run.model.draw(len(ends), cond, noise=noise)).cpu()
+        z |= {i: found_z[i] for i in drawn}
+    if x:
+        rows = torch.tensor(sorted(x))
+        mine = None if told is None else each(told, lambda c: c[rows])
+        with torch.no_grad():
+            z |= dict(zip(sorted(x), flat.encode(torch.stack([x[i].to(dtype) for i in sorted(x)]), mine), strict=True))
+    return torch.stack([z[i] for i in range(len(ends))]), told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ..errors import UserError
 from . import recipe as recipes
@@ -21,6 +22,8 @@ def reconstruct(
     show: int = 10,
     pictures: tuple[Path, ...] = (),
     label: tuple[str, ...] = (),
+    space: Literal["z", "w", "w+"] | None = None,
+    extractor: Path | None = None,
     seed: int = 0,
     out: Path | None = None,
     checkpoint: str = "newest",
@@ -33,7 +36,9 @@ def reconstruct(
 
     run: the folder of the run, of a codec. n: how many held-out items to measure, -1 for all. show: how many originals
     with their reconstructions, and as many of the worst, to draw. pictures: files of yours instead of held-out items.
-    label: their classes, in turn, for a codec that is told classes. seed: which items, after a shuffle.
+    label: their classes, in turn, for a codec that is told classes. space: of a GAN, which is inverted, a second or so
+    for each picture: z, or of styles w or w+ (default: z). extractor: the run of a classifier whose features are
+    compared beside the pixels in inverting. seed: which items, after a shuffle.
     out: the picture to write (default: reconstructed.png in the run). checkpoint: newest, best or a step. ema: which
     averaged weights, by decay or length, or live (default: the run's first average). device: cpu, cuda, ….
     data_root: the folder that holds the data sets. with_: files that define classes of yours which the run uses.
@@ -53,11 +58,12 @@ def reconstruct(
     from ..metrics.psnr import psnr
 
     with _root(data_root):
-        loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
-        space = pictures_space(loaded, "a sheet shows pictures: measure its likelihood with `morphogen evaluate`")
+        modules = recipes.load_files(with_)
+        loaded = codec_run(context, run, checkpoint, ema, device, modules, space=space, extractor=extractor)
+        drawn = pictures_space(loaded, "a sheet shows pictures: measure its likelihood with `morphogen evaluate`")
         page = Page(context, loaded, seed)
         if pictures:
-            x = torch.stack([picture(space, p, context.tell.note) for p in pictures])
+            x = torch.stack([picture(drawn, p, context.tell.note) for p in pictures])
             cond, place = conditions(loaded, len(x), label), torch.arange(len(x))
         else:
             x, cond, place = some(held_out(loaded), n, seed)
@@ -72,11 +78,11 @@ def reconstruct(
     y, error = torch.cat(made), torch.cat(errors)
     what = "pictures" if pictures else "held-out items"
     page.measures["error"] = mean_of(error, f"mean squared error of {what}, pixels in [-1, 1], normal interval")
-    page.measures["PSNR"] = mean_of(psnr(y, x, cell=2 / (space.levels - 1)), f"dB, mean over {what}, normal interval")
+    page.measures["PSNR"] = mean_of(psnr(y, x, cell=2 / (drawn.levels - 1)), f"dB, mean over {what}, normal interval")
     first, worst = torch.arange(min(show, len(x))), error.argsort(descending=True)[:show]
     blocks, captions = [], []
     for rows, caption in ((first, "originals above reconstructions"), (worst, "the worst")):
-        blocks.append(space.show(torch.cat((x[rows], y[rows])), len(rows)))
+        blocks.append(drawn.show(torch.cat((x[rows], y[rows])), len(rows)))
         captions.append(caption)
     files = [save(grid(blocks[: 2 if len(x) > 1 else 1], 1, captions[: 2 if len(x) > 1 else 1]), path)]
     fields = page.write("reconstruct", files, {"worst": place[worst].tolist()})

@@ -72,10 +72,13 @@ def show(context: Context, run: Path) -> None:
 
     run: the folder of the run.
     """
+    from ..alarms import told
     from ..experiment import read_spec
+    from ..log import read
 
     page = read_spec(run)
     about, result = look(run), receipts.read_json(run / "result.json")
+    alarms = told(read(run / "log.jsonl"))
     arguments = (page.get("recipe") or {}).get("arguments") or {}
     best = about["best"]
     facts = {
@@ -103,6 +106,9 @@ def show(context: Context, run: Path) -> None:
         from .evaluate import compared
 
         text += "\n\n" + compared(averages)
+    for t in alarms:
+        text += f"\n\nstep {t.step}{f', over at step {t.over}' if t.over else ''}: {t.alarm}"
+    about |= {"alarms": [{"step": t.step, "over": t.over, **t.alarm._asdict()} for t in alarms]}
     fields = {**about, "arguments": arguments, "result": result, "evaluation": evaluation, "averages": averages}
     context.tell.answer("run", fields, text)
 

@@ -81,6 +81,7 @@ def sample(
     """
     from ..core import Samples, can
     from ..experiment import draw
+    from ..metrics.translation import Translates
 
     if n < 1:
         raise UserError(f"--n {n} asks for nothing: take 1 or more.")
@@ -95,6 +96,10 @@ def sample(
         raise UserError(f"--solvers makes one picture of all, and {str(path)!r} is none: give --out FILE.png.")
     modules = recipes.load_files(with_)
     loaded = load_run(context, run, checkpoint, device, modules, ema)
+    if isinstance(loaded.model, Translates):
+        raise UserError(
+            f"A {type(loaded.model).__name__} makes pictures of others: `morphogen translate {run} --from PICTURES`."
+        )
     if not can(loaded.model, Samples):
         raise UserError(f"A {type(loaded.model).__name__} cannot sample: `morphogen evaluate {run}` measures it.")
     asking = {"--negative": negative, "--weak": weak, "--solvers": solvers, "--film": film}

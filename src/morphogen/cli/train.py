@@ -289,11 +289,14 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
     import shlex
 
     from ..core import Samples, can
+    from ..metrics.translation import Translates
 
     tail = (" --with " + shlex.join(map(str, files))) if files else ""
     path = shlex.quote(str(run.path))
     following = ["morphogen runs"] if run.data.test is None else [f"morphogen evaluate {path}{tail}"]
-    if can(run.model, Samples):
+    if isinstance(run.model, Translates):
+        following.insert(0, f"morphogen translate {path} --out translated.png{tail}")
+    elif can(run.model, Samples):
         classes = getattr(run.space, "classes", ())
         label = f" --label {shlex.quote(str(classes[len(classes) // 2]))}" if classes else ""
         kind = "npy" if run.space is None else "png"  # without a space there is no picture to make

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .emoji import Emoji as Emoji
     from .encoded import Encoded as Encoded
     from .items import Pairs as Pairs
     from .items import Stored as Stored
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from .mnist import FashionMNIST as FashionMNIST
     from .mnist import read_idx as read_idx
     from .only import Only as Only
+    from .paired import Derived as Derived
+    from .paired import Every as Every
+    from .paired import Matched as Matched
+    from .paired import Together as Together
+    from .paired import Unpaired as Unpaired
     from .roots import find as find
     from .source import Buckets as Buckets
     from .source import Shuffled as Shuffled
@@ -60,12 +66,14 @@ _HOMES = {
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
     ),
     "digits": ("Digits",),
+    "emoji": ("Emoji",),
     "encoded": ("Encoded",),
     "items": ("Pairs", "Stored", "Tensors"),
     "listing": ("index",),
     "medmnist": ("PneumoniaMNIST",),
     "mnist": ("MNIST", "FashionMNIST", "read_idx"),
     "only": ("Only",),
+    "paired": ("Derived", "Every", "Matched", "Together", "Unpaired"),
     "roots": ("find",),
     "source": ("Buckets", "Shuffled", "in_order"),
     "space": ("Pictures", "Points"),

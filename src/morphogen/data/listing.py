@@ -41,7 +41,7 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 _TEST = ("test", "val", "valid", "validation")
 _OPENS = 178_956_970  # pixels: of more Pillow opens no file
 _SHARE = 20  # one picture in so many is held out
-_TAKEN = ("t", "r", "null", "text", "text_mask")  # conditions of nets' own
+_TAKEN = ("t", "r", "null", "source", "text", "text_mask")  # conditions of nets' own
 _LOOKED = {"bytes", "sha256", "height", "width", "bad"}  # what looking at a file tells
 _COLUMNS = {"file": "file_name", "text": "caption"}  # other names of columns
 
@@ -142,8 +142,10 @@ def _check(entry: Entry, listing: Listing) -> None:
         raise ValueError("a label without a class")
     if not 0 <= entry.height * entry.width <= _OPENS or min(entry.height, entry.width) < 0:
         raise ValueError("a size that no picture has")
-    if set(entry.cond) != set(listing.conditions) or not all(isinstance(v, int | float) for v in entry.cond.values()):
+    if set(entry.cond) != set(listing.conditions):
         raise ValueError("other conditions")
+    if not all(isinstance(v, float) and math.isfinite(v) for v in entry.cond.values()):
+        raise ValueError("a condition that is no number, or an integer of any size")
 
 
 # ---- what is said of a picture -------------------------------------------------------------------------------------

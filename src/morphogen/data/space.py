@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,11 @@ def grid(pictures: Sequence[Picture], columns: int | None = None, captions: Sequ
                 text = text[:-1]
             pen.text((x + width / 2, y + height + 1), text, _INK, font, anchor="ma")
     return sheet
+
+
+def stacked(rows: Mapping[str, Tensor]) -> Picture:
+    """Pictures (B, C, H, W) of several kinds, a named row of each below the other: a column is what one item became."""
+    return grid([Pictures(tuple(x.shape[1:])).show(x, len(x)) for x in rows.values()], 1, list(rows))
 
 
 def _heat(values: NDArray[Any], size: int) -> Picture:

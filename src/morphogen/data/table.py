@@ -132,6 +132,12 @@ def _pneumonia(root: Root) -> Parts:
     return Parts(PneumoniaMNIST("train", root=root), PneumoniaMNIST("test", root=root), space())
 
 
+def _emoji(root: Root) -> Parts:
+    from .emoji import Emoji, space
+
+    return Parts(Emoji("train", root=root), Emoji("test", root=root), space())
+
+
 def _density(make: Callable[[Any], Any]) -> Callable[[Root], Parts]:
     def opened(root: Root) -> Parts:
         from . import densities
@@ -231,6 +237,19 @@ _ENTRIES = (
             {},
         ),
         _pneumonia,
+    ),
+    _Entry(
+        About(
+            "emoji",
+            "emoji of 64x64 RGB pixels by Twitter, each with Google's as its source, of eight categories",
+            {"train": 1011, "test": 126},
+            (3, 64, 64),
+            ("Activity", "Flags", "Foods", "Nature", "Objects", "People", "Places", "Symbols"),
+            "table MIT; Google's pictures Apache-2.0, Twitter's CC BY 4.0",
+            "Henderson, emoji-data, about 2016",
+            {},
+        ),
+        _emoji,
     ),
     _known("8-gaussians", "eight Gaussians on a circle", 8, lambda d: d.eight_gaussians()),
     _known("25-gaussians", "twenty-five narrow Gaussians on a square grid", 25, lambda d: d.gaussian_grid()),

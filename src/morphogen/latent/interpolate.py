@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..core import each
 from ..errors import UserError
-from .vectors import Cond, vectors
+from .vectors import Cond, Vectors, vectors
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -85,11 +85,27 @@ def interpolate(
     of the nearer end hold, a's in the middle. The first and the last are the reconstructions of a and of b.
     Raises UserError for fewer than two steps, or a codec whose latents cannot be mixed.
     """
+    flat = vectors(codec)
+    ends = flat.encode(a, cond_a), flat.encode(b, cond_b)
+    return between(flat, *ends, steps, way=way, cond_a=cond_a, cond_b=cond_b)
+
+
+@torch.no_grad()
+def between(
+    flat: Vectors,
+    a: Float[Tensor, "b d"],
+    b: Float[Tensor, "b d"],
+    steps: int = 9,
+    *,
+    way: Way = linear,
+    cond_a: Cond | None = None,
+    cond_b: Cond | None = None,
+) -> Tensor:
+    """As `interpolate`, between latents."""
     if steps < 2:
         raise UserError(f"A way of {steps} steps has no two ends: take 2 or more.")
-    flat = vectors(codec)
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
-    points = way(flat.encode(a, cond_a), flat.encode(b, cond_b), t)  # (B, T, d)
+    points = way(a, b, t)  # (B, T, d)
     cond = None
     if cond_a is not None and cond_b is not None:
         first = t <= 0.5

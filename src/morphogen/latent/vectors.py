@@ -98,8 +98,10 @@ class Vectors:
 
     def _encode(self, x: Tensor, cond: Cond | None) -> Tensor:
         z = self.codec.encode(x, cond) if self.conditional else self.codec.encode(x)
-        if self.of_codes:
-            z = self.codec.quantised(z)
+        return self.flattened(self.codec.quantised(z) if self.of_codes else z)
+
+    def flattened(self, z: Any) -> Float[Tensor, "b d"]:
+        """The vectors (B, d) of the codec's own continuous latents."""
         self._tuple = isinstance(z, tuple)
         parts = z if isinstance(z, tuple) else (z,)
         if not all(p.is_floating_point() for p in parts):

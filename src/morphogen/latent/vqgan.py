@@ -190,7 +190,8 @@ class VQGAN(Model):
             return Loss(rec + made.penalty, logs | made.logs, made.seen)
         x_hat = made.x.detach().requires_grad_()  # both losses are differentiated down to here, once each
         rec, logs = self._distance(x_hat, x)
-        play = self.game.generator(self.critic(x_hat))
+        fake = self.critic(x_hat)
+        play = self.game.generator(self.critic(x) if self.game.compares else fake, fake)
         (g_rec,), (g_play,) = torch.autograd.grad(rec, x_hat), torch.autograd.grad(play, x_hat)
         weight = self.weight * adaptive_weight(made.x, self.last, g_rec, g_play)
         value = led(made.x, g_rec + weight * g_play, rec + weight * play) + made.penalty

@@ -4,14 +4,18 @@ from .attention import SelfAttention
 from .autoencoder import Decoder, Encoder
 from .causal import CausalTransformer
 from .conv import Downsample, ResidualBlock, Upsample
-from .critic import PatchCritic
+from .critic import Critic, PatchCritic
+from .dcgan import DCGANBody, DCGANGenerator
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .masked import MADE
 from .mlp import MLP
 from .patch import Patched
+from .r3gan import R3GANBody, R3GANGenerator
 from .resnet import Reader, ResNet, SpeedNet
+from .spectral import spectrally_normalised
 from .transformer import Attention, Block, CrossAttention, FeedForward
+from .translate import TranslationResNet, TranslationUNet
 from .unet import UNet
 from .vgg import VGG16
 
@@ -23,7 +27,10 @@ __all__ = [
     "Block",
     "CausalTransformer",
     "ClassEmbedding",
+    "Critic",
     "CrossAttention",
+    "DCGANBody",
+    "DCGANGenerator",
     "Decoder",
     "DiT",
     "Downsample",
@@ -31,6 +38,8 @@ __all__ = [
     "FeedForward",
     "PatchCritic",
     "Patched",
+    "R3GANBody",
+    "R3GANGenerator",
     "Reader",
     "ResNet",
     "ResidualBlock",
@@ -38,7 +47,10 @@ __all__ = [
     "Sinusoidal",
     "SpeedNet",
     "TimeEmbedding",
+    "TranslationResNet",
+    "TranslationUNet",
     "UNet",
     "Upsample",
     "drop",
+    "spectrally_normalised",
 ]

@@ -1,4 +1,12 @@
-"""A critic of patches: one score for each overlapping patch of a picture.
+"""Critics: a score of features, told the class by projection, with what else is read off them; and one of patches.
+
+`Critic`: with features h = φ(x), the class's row e(y) and a linear layer for each head,
+
+    score = w · h + e(y) · h                      readings = V h + c
+
+Miyato & Koyama 2018, "cGANs with projection discriminator", arXiv:1802.05637.
+
+`PatchCritic`: one score for each overlapping patch of a picture.
 
     x -> conv 4, stride 2, leaky ReLU                                   width
       -> (conv 4, stride 2, norm, leaky ReLU), depth - 1 times          twice as many each time, at most 8 width
@@ -7,7 +15,8 @@
 A score sees 9 2^depth - 2 pixels along each axis: 16, 34, 70, 142 for depth 1, 2, 3, 4.
 
 Isola, Zhu, Zhou & Efros 2017, "Image-to-image translation with conditional adversarial networks", arXiv:1611.07004.
-Departure: group norms by default, so that no sample sees another; with norm="batch" as in the paper.
+Departures: group norms by default, so that no sample sees another; with norm="batch" as in the paper. A projection has
+a row for "no class" too.
 """
 
 from __future__ import annotations
@@ -15,13 +24,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import Net
+from ..core import NONE, Net
 from ..errors import UserError, unknown
 from .conv import group_norm
+from .embed import ClassEmbedding, dense
+from .mlp import ACTIVATIONS
 
 
 def _grouped(channels: int) -> nn.Module:
@@ -29,6 +41,54 @@ def _grouped(channels: int) -> nn.Module:
 
 
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {"group": _grouped, "batch": nn.BatchNorm2d}
+
+
+class Critic(Net):
+    """x (B, ...), conditions -> scores (B,), by way of features; `both` gives readings (B, readings) beside them.
+
+    body:       `body(x)` -> features (B, features). classes: of `cond["label"]`, told by projection; 0 reads none.
+    readings:   how many numbers the second head tells; 0 has none.
+    activation: of the features, a name in `mlp.ACTIVATIONS`; None where the body ends in one.
+    The score has no bias: a game that compares scores would not notice one.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        features: int,
+        *,
+        classes: int = 0,
+        readings: int = 0,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        if features < 1 or readings < 0:
+            raise UserError(f"A Critic of {features} features and {readings} readings: give 1 or more, and 0 or more.")
+        self.body, self.features, self.readings = body, features, readings
+        if activation is not None and activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        self.activation = None if activation is None else ACTIVATIONS[activation]
+        self.score = nn.Parameter(torch.randn(features) * features**-0.5)
+        self.classes = ClassEmbedding(classes, features, spread=features**-0.5) if classes else None
+        self.reading = dense(features, readings) if readings else None
+
+    def forward(self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE) -> Float[Tensor, " b"]:
+        return self._scored(self._features(x), cond)
+
+    def both(
+        self, x: Float[Tensor, " b *shape"], cond: Mapping[str, Tensor] = NONE
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b {self.readings}"]]:
+        """The scores of x, and what is read off it."""
+        h = self._features(x)
+        return self._scored(h, cond), h.new_zeros(len(h), 0) if self.reading is None else self.reading(h)
+
+    def _scored(self, h: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        w = self.score if self.classes is None else self.score + self.classes(cond, len(h))
+        return (w * h).sum(1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        h: Tensor = self.body(x)
+        return h if self.activation is None else self.activation(h)
 
 
 class PatchCritic(Net):

@@ -291,6 +291,7 @@ class Joined(Ranks, Everyone):
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         beats = {r: ("", time.monotonic()) for r in range(self.count) if r != self.rank}
+        store = None
         with contextlib.suppress(RuntimeError):  # a store that is gone: its rank is silent
             store = TCPStore(*_address(), is_master=False, timeout=timedelta(seconds=_SILENCE))
         last, failed = 0.0, False
@@ -300,8 +301,8 @@ class Joined(Ranks, Everyone):
             if LAUNCHED in os.environ and os.getppid() != launcher:
                 os._exit(1)  # nobody hears this process any more
             with contextlib.suppress(RuntimeError):
-                failed = store.check(["failed"])
-                if now - last > _BEAT:
+                failed = store is not None and store.check(["failed"])
+                if store is not None and now - last > _BEAT:
                     last = now
                     store.set(f"beat/{self.rank}", str(now))
                     for r, (before, _) in beats.items():
@@ -315,8 +316,9 @@ class Joined(Ranks, Everyone):
                 if said:
                     print(said, file=sys.stderr, flush=True)
                 os._exit(code)
-        with contextlib.suppress(RuntimeError):
-            store.set(f"beat/{self.rank}", "left")
+        if store is not None:
+            with contextlib.suppress(RuntimeError):
+                store.set(f"beat/{self.rank}", "left")
 
     def part(self, sentence: str, code: int, lost: bool) -> tuple[str, int]:
         self._parting.acquire()  # and never let go of: of two threads one speaks

@@ -54,7 +54,8 @@ class Control(Model):
 
     world: the MDP, of which only the numbers of states and actions are used. alpha: the step size, divided by
     n(s, a)^decay where an entry moves for the n-th time. initial: what Q says at first. Of the source's B environments,
-    environment i belongs to learner i mod `learners`. Raises UserError where a number is out of its range.
+    environment i of a rank belongs to learner i mod `learners`: several ranks train as one where each has a multiple of
+    so many environments. Raises UserError where a number is out of its range.
     """
 
     q: Tensor
