@@ -7,7 +7,7 @@ DiagonalNormal   m numbers: the net gives their means, and log σ is a parameter
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..laws import normal_log_prob
 from .losses import chosen
 
 
+@runtime_checkable
 class Law(Protocol):
     """A law of actions (B, ...) with parameters (B, outputs)."""
 
