@@ -13,15 +13,15 @@ from morphogen.errors import UserError
 from morphogen.hooks import Voice
 from morphogen.nets.mlp import MLP
 from morphogen.recipes.cartpole_ppo import cartpole_ppo
+from morphogen.rl.actor_critic import ActorCritic, Clipped
 from morphogen.rl.env import CartPole, Simulated
 from morphogen.rl.policy import Categorical, DiagonalNormal
-from morphogen.rl.ppo import PPO
 from morphogen.rl.rollouts import Rollouts
 
 
-def agent(**more):
+def agent(clip=0.2, **more):
     torch.manual_seed(0)
-    return PPO(MLP(4, 2, 8, 1), MLP(4, 1, 8, 1), Categorical(2), **more)
+    return ActorCritic(MLP(4, 2, 8, 1), MLP(4, 1, 8, 1), Categorical(2), Clipped(clip), **more)
 
 
 def a_batch(model, epochs=1):

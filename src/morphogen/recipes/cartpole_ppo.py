@@ -25,19 +25,15 @@ def cartpole_ppo(
     the learning rate, which falls to 0. gamma, lam: of the advantages (GAE). clip: how far the policy's ratio counts.
     entropy: the weight of the policy's entropy.
     """
-    from ..nets.mlp import MLP
     from ..optim import AdamW, Triangle
     from ..rl.env import CartPole, Simulated
-    from ..rl.policy import Categorical
-    from ..rl.ppo import PPO
+    from ..rl.presets import ppo
     from ..rl.rollouts import GAE, Rollouts, standard
     from ..train import Trainer
 
-    actor = MLP(4, 2, width, 2, activation="tanh", last=0.01)
-    model = PPO(actor, MLP(4, 1, width, 2, activation="tanh"), Categorical(2), clip=clip, entropy=entropy)
-    source = Rollouts(
-        Simulated(CartPole(), envs), length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard
-    )
+    env = Simulated(CartPole(), envs)
+    model = ppo(env, clip=clip, entropy=entropy, width=width)
+    source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard)
     often = max(1, steps // 5)
     optim = AdamW(lr, betas=(0.9, 0.999), weight_decay=0.0, schedule=Triangle(peak=0.0))
     trainer = Trainer(steps, optim=optim, clip=0.5, save_every=often, log_every=max(1, steps // 50))
