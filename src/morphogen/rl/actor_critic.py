@@ -31,7 +31,6 @@ from .losses import approximate_kl, clipped_share, clipped_surrogate, clipped_va
 from .moments import Moments
 from .policy import Law
 from .recurrent import Core
-from .returns import explained_variance
 from .rollouts import Reviews
 
 
@@ -186,7 +185,7 @@ class ActorCritic(Model):
             else:
                 error = clipped_value(value, info["value"], batch["return"], self.value_clip)
             total = total + self.value * error
-            logs["explained"] = explained_variance(info["value"], batch["return"])
+            logs["explained"] = batch["explained"].mean()
         return Loss(total, {**logs, "entropy": entropy.detach(), "score": batch["score"].mean()}, lessons)
 
     def _lessons(self, batch: Batch) -> dict[str, Tensor]:

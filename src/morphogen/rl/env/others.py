@@ -6,7 +6,7 @@ Their state is their own and cannot be saved, so that a run goes on from new epi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,7 @@ class Gymnasium(Remembers):
         gym, n = gymnasium(), self.envs // place.ranks
         self._device, first = place.device, place.rank * n
         self._seeds = [fold(place.seed, _SEED, first + i) % 2**31 for i in range(n)]
+        self._real = torch.empty(0).numpy().dtype  # torch's default
         self._each = [gym.make(self.name, disable_env_checker=True, **self.options) for _ in range(n)]
 
     def reset(self) -> Tensor:
@@ -70,19 +71,15 @@ class Gymnasium(Remembers):
             act = act.astype(self._each[0].action_space.dtype, copy=False)
         else:
             act = action.tolist()
-        finals, rewards, terminated, truncated = [], [], [], []
-        for env, a in zip(self._each, act, strict=True):
-            seen, reward, over, cut, _ = env.step(a)
-            finals.append(seen)
-            rewards.append(float(reward))
-            terminated.append(bool(over))
-            truncated.append(bool(cut and not over))
-        final = obs = self._tensor(finals)
-        if any(terminated) or any(truncated):
-            ends = zip(self._each, finals, terminated, truncated, strict=True)
-            obs = self._tensor([env.reset()[0] if over or cut else seen for env, seen, over, cut in ends])
-        told: Callable[[list[Any]], Tensor] = lambda x: torch.tensor(x, device=self._device)  # noqa: E731
-        return Step(obs, told(rewards), told(terminated), told(truncated), final)
+        said = [env.step(a) for env, a in zip(self._each, act, strict=True)]
+        seen, rewards, terminated, cut, _ = zip(*said, strict=True)
+        final = obs = self._tensor(seen)
+        if True in terminated or True in cut:
+            each = zip(self._each, seen, terminated, cut, strict=True)
+            obs = self._tensor([env.reset()[0] if over or late else there for env, there, over, late in each])
+        truncated = [bool(late and not over) for over, late in zip(terminated, cut, strict=True)]
+        ends = (torch.from_numpy(np.array(flag, bool)).to(self._device) for flag in (terminated, truncated))
+        return Step(obs, torch.from_numpy(np.array(rewards, self._real)).to(self._device), *ends, final)
 
     def state(self) -> State:
         """Raises CannotRestore: the state of gymnasium's environments is their own."""
@@ -92,9 +89,9 @@ class Gymnasium(Remembers):
         """Never called, as there is no state."""
         return self.reset()
 
-    def _tensor(self, seen: list[Any]) -> Tensor:
-        t = torch.from_numpy(np.array(seen))  # a copy: gymnasium may write to its own
-        return t.to(self._device, torch.int64 if isinstance(self.observation, Choice) else torch.get_default_dtype())
+    def _tensor(self, seen: Sequence[Any]) -> Tensor:
+        of = np.dtype(np.int64) if isinstance(self.observation, Choice) else self._real
+        return torch.from_numpy(np.array(seen, of)).to(self._device)  # a copy: gymnasium may write to its own
 
 
 def _space(space: Any, name: str) -> Shape:
