@@ -271,6 +271,19 @@ def train(*words: str) -> list[str]:
     return ["-m", "morphogen", "train", RECIPE, *words]
 
 
+def test_pieces_of_single_precision_train_as_one_process(tmp_path: Path) -> None:
+    """The other tests of pieces are in double precision, for which PyTorch reduces by another operation."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for code, said in [
+        *ended(start(2, *train("--run", str(two), "--shard"))),
+        *ended(start(1, *train("--run", str(one)))),
+    ]:
+        assert code == 0, said
+    losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_mistake_on_one_rank_is_said_once(tmp_path: Path) -> None:
     one, other = ended(start(2, *train("--way", "mistake", "--run", str(tmp_path / "run"))))
     assert one[0] == other[0] == 2
