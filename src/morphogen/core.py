@@ -208,6 +208,21 @@ class Acts(Protocol):
 
 
 @runtime_checkable
+class Greedy(Protocol):
+    """A policy that can also act without chance: by the mode of its law, the best of its values, no noise to explore.
+    Who asks: `morphogen evaluate` and `play`.
+
+    judged_greedy: whether returns of such acting are what its paper reports (SAC, TD3), or those of its law (PPO).
+    """
+
+    judged_greedy: ClassVar[bool]
+
+    def greedy(self, obs: Tensor, memory: Any = None) -> Act:
+        """As `act`, without noise."""
+        ...
+
+
+@runtime_checkable
 class LogProb(Protocol):
     """Has an exact likelihood. Who asks: bits/dim, preference losses, ratios."""
 
