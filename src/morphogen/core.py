@@ -366,6 +366,9 @@ def _mix(z: Tensor) -> Tensor:
 
 def keys(index: Tensor, *parts: int) -> Tensor:
     """64-bit keys (B,) of items `index` (B,) under the integers `parts` (seed, epoch, ...)."""
+    if index.is_cpu:
+        words = index.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(fold(*parts))
+        return torch.from_numpy(_mix_here(words).view(np.int64))
     return _mix(index * _signed(_GOLDEN) + fold(*parts))
 
 

@@ -25,6 +25,7 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
+    "cartpole-ppo": {"steps": 2, "width": 8, "envs": 2, "length": 4, "pieces": 2},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
