@@ -397,14 +397,14 @@ def test_a_rank_that_finds_no_store_ends_by_itself(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("sharded", [False, True])
 def test_runs_killed_at_random_moments_end_in_the_same_bits(tmp_path: Path, sharded: bool) -> None:
     """Any one rank, from before the ranks meet to the last step; the other a moment later, as by a launcher."""
-    words = ("--slow", "0.2", *(("--shard",) if sharded else ()))
+    words = ("--slow", "0.5", *(("--shard",) if sharded else ()))
     began = time.monotonic()
     assert ended(start(2, *train("--run", str(tmp_path / "straight"), *words)))[0][0] == 0
     whole, chance, run, reached = time.monotonic() - began, random.Random(7), tmp_path / "run", set()
     for life in range(9):
         processes = start(2, *train("--run", str(run), *words))
         if life < 8:
-            time.sleep(chance.uniform(0.3, 1) * whole)
+            time.sleep(chance.uniform(0.4, 1) * whole)
             victim = chance.randrange(2)
             processes[victim].kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
