@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
     "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
+    "digits-stacked": {"steps": 2, "width": 8, "batch": 2},
     "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
     "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Batch, Loss, Model, Noise, Place, State, can, each, keys, size
+from ..core import Act, Acts, Batch, Greedy, Loss, Model, Noise, Place, State, can, each, keys, size
 from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env, Step
@@ -48,13 +48,15 @@ class Player:
         self.running = torch.zeros(n, device=place.device)
         self.recent: deque[float] = deque(maxlen=100)
 
-    def act(self, actor: Model) -> Act:
-        """What the actor does now."""
+    def act(self, actor: Model, greedy: bool = False) -> Act:
+        """What the actor does now. greedy: without chance, where it can."""
         if not can(actor, Acts):
             raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
+        noise = self.noise()
         with torch.no_grad():
-            act: Act = cast("Acts", actor).act(self.obs, self.memory, noise=self.noise())
-        return act
+            if greedy:
+                return cast("Greedy", actor).greedy(self.obs, self.memory)
+            return cast("Acts", actor).act(self.obs, self.memory, noise=noise)
 
     def noise(self) -> Noise:
         """That of the next action."""
