@@ -19,6 +19,7 @@ from torch import Tensor
 from ...core import CannotRestore, Place, State, fold
 from ...errors import UserError
 from ...spec import Remembers
+from .bodies import drawn
 from .env import Box, Choice, Picture, Shape, Step
 from .state import read, write
 
@@ -84,6 +85,7 @@ class Gymnasium(Remembers):
         self._kind = np.int64 if integers else np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         self._shape = () if isinstance(self.observation, Choice) else self.observation.shape
         self._drawn: dict[int, Picture] = {}
+        self._ours = False  # whether we draw it, there being no OpenGL
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
@@ -124,20 +126,28 @@ class Gymnasium(Remembers):
         )
 
     def draw(self, i: int) -> Picture:
-        """Environment i as the last step left it. Raises UserError where it was not made to be drawn."""
+        """Environment i as the last step left it, by gymnasium; MuJoCo's by bodies.py where there is no OpenGL.
+
+        Raises UserError where it was not made to be drawn, or cannot be.
+        """
         return self._drawn[i] if i in self._drawn else self._picture(i)
 
     def _picture(self, i: int) -> Picture:
         if self.options.get("render_mode") != "rgb_array":
             raise UserError(f"{self.name} was not made to be drawn: give options={{'render_mode': 'rgb_array'}}.")
+        bare = self._all[i].unwrapped
+        if self._ours:
+            return drawn(bare.model, bare.data)
         try:
             with _quiet():
                 return Image.fromarray(np.asarray(self._all[i].render()))
         except Exception as error:  # pygame is missing, or OpenGL is, which each says in its own way
+            if type(bare).__module__.startswith("gymnasium.envs.mujoco."):
+                self._ours = True
+                return drawn(bare.model, bare.data)
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UserError(
-                f"{self.name} cannot be drawn here ({said}): gymnasium draws by pygame and MuJoCo by OpenGL"
-                " (pip install 'morphogen[rl]'; without a screen, MUJOCO_GL=egl or osmesa where that is installed)."
+                f"{self.name} cannot be drawn here ({said}): gymnasium draws by pygame (pip install 'morphogen[rl]')."
             ) from error
 
     def rated(self) -> Mapping[str, float]:
