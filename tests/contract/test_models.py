@@ -72,15 +72,17 @@ from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.style import StyleCritic, StyleGenerator
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
-from morphogen.rl.env import Simulated
-from morphogen.rl.rollouts import Online
+from morphogen.rl.env import CartPole, Pendulum, Simulated
+from morphogen.rl.presets import a2c, ppo, reinforce
+from morphogen.rl.rollouts import MonteCarlo, Online, Rollouts, by_environment, standard
 from morphogen.rl.tabular import random_mdp
 from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
 from ..exact.codecs import Squares
-from .throwaway import gan, kmeans, lm, ppo
+from .throwaway import gan, kmeans, lm
+from .throwaway import ppo as small_ppo
 
 
 class Instance(NamedTuple):
@@ -90,6 +92,7 @@ class Instance(NamedTuple):
     source: Source
     options: dict[str, Any] = {}  # noqa: RUF012  (never written to)
     normalise: Everything | None = None
+    cond: dict[str, Any] | None = None
 
 
 def _net() -> MLP:
@@ -331,14 +334,44 @@ MODELS: dict[str, Callable[[], Instance]] = {
     "double q-learning": lambda: Instance(
         DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 8))
     ),
+    "ppo": lambda: Instance(
+        ppo(_pole(), width=8, depth=1, until=10, entropy=0.01),
+        Rollouts(_pole(), 4, epochs=2, pieces=2, finish=standard),
+        cond=SEEN,
+    ),
+    "ppo of numbers": lambda: Instance(
+        ppo(_pendulum(), width=8, depth=1, value_clip=0.2, observations=True, returns=True),
+        Rollouts(_pendulum(), 4, epochs=2, pieces=2, finish=standard),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "ppo with a memory": lambda: Instance(
+        ppo(_pole(6), width=8, depth=1, memory=5, observations=True),
+        Rollouts(_pole(6), 5, epochs=2, cut=by_environment, finish=standard),
+        cond=SEEN,
+    ),
+    "a2c": lambda: Instance(a2c(_pole(), width=8, depth=1), Rollouts(_pole(), 2), cond=SEEN),
+    "reinforce": lambda: Instance(
+        reinforce(_pole(), width=8, depth=1), Rollouts(_pole(), 3, estimate=MonteCarlo(0.9)), cond=SEEN
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),
-    "ppo": lambda: _whole(ppo),
+    "ppo of 60 lines": lambda: _whole(small_ppo),
 }
 
 
 LONG = ("u-net, guided", "dit")  # their likelihood is that of "u-net", and each check of it many passes of the net
+
+
+SEEN = {"obs": torch.linspace(-1, 1, 28).view(7, 4)}  # what a policy acts on
+
+
+def _pole(envs: int = 4) -> Simulated:
+    return Simulated(CartPole(limit=3), envs)
+
+
+def _pendulum() -> Simulated:
+    return Simulated(Pendulum(limit=3), 4)
 
 
 def _reader() -> ResNet:
@@ -370,6 +403,8 @@ def test_the_battery(name: str) -> None:
     instance = MODELS[name]()
     if name in LONG:
         instance.model.lacks = (LogProb, Bounds)
-    report = check_model(instance.model, instance.source, options=instance.options, normalise=instance.normalise)
+    report = check_model(
+        instance.model, instance.source, options=instance.options, normalise=instance.normalise, cond=instance.cond
+    )
     print(report)
     report.raise_if_failed()
