@@ -78,12 +78,12 @@ class DQN(Model):
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """ε-greedy actions (B,) for observations (B, ...)."""
         epsilon = 1 - (1 - self.epsilon) * min(1.0, self.step / self.explore) if self.training else 0.0
-        if epsilon == 1:
-            return Act(noise.integers(self.actions))
-        best = self.net(obs).argmax(1)
         if epsilon == 0:
-            return Act(best)
-        return Act(torch.where(noise.uniform() < epsilon, noise.integers(self.actions), best))
+            return Act(self.net(obs).argmax(1))
+        explores, any_action = noise.uniform() < epsilon, noise.integers(self.actions)
+        if explores.is_cpu and bool(explores.all()):  # elsewhere reading the flag costs more than the net
+            return Act(any_action)
+        return Act(torch.where(explores, any_action, self.net(obs).argmax(1)))
 
     def loss(self, batch: Batch) -> Loss:
         """L of a batch of `Replay`; the priority of a step is its error."""
