@@ -178,6 +178,26 @@ class Space(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokens(Protocol):
+    """The way between text and the integers 0 .. size - 1 that a language model reads."""
+
+    size: int
+    specials: tuple[str, ...]
+
+    def encode(self, text: str) -> Any:
+        """The tokens (n,) int32 of a text, as an array of numpy's; special ones never."""
+        ...
+
+    def decode(self, ids: Any, *, specials: bool = False) -> str:
+        """The text of tokens (n,); special ones are left out, or written by name."""
+        ...
+
+    def special(self, name: str) -> int:
+        """The integer of a special token."""
+        ...
+
+
 # ---- capabilities: asked for with can(model, Protocol) -------------------------------------------------------------
 
 
@@ -204,6 +224,21 @@ class Acts(Protocol):
 
     def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
         """Actions (B, ...) for observations (B, ...), what to remember of them, and the memory (None at the start)."""
+        ...
+
+
+@runtime_checkable
+class Greedy(Protocol):
+    """A policy that can also act without chance: by the mode of its law, the best of its values, no noise to explore.
+    Who asks: `morphogen evaluate` and `play`.
+
+    judged_greedy: whether returns of such acting are what its paper reports (SAC, TD3), or those of its law (PPO).
+    """
+
+    judged_greedy: ClassVar[bool]
+
+    def greedy(self, obs: Tensor, memory: Any = None) -> Act:
+        """As `act`, without noise."""
         ...
 
 
@@ -351,6 +386,9 @@ def _mix(z: Tensor) -> Tensor:
 
 def keys(index: Tensor, *parts: int) -> Tensor:
     """64-bit keys (B,) of items `index` (B,) under the integers `parts` (seed, epoch, ...)."""
+    if index.is_cpu:
+        words = index.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(fold(*parts))
+        return torch.from_numpy(_mix_here(words).view(np.int64))
     return _mix(index * _signed(_GOLDEN) + fold(*parts))
 
 

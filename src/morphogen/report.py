@@ -178,9 +178,13 @@ def _measures(page: Mapping[str, Any]) -> str:
     table = f"<div class='wide'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>" if rows else ""
     options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
     drawn = f"{page['n']:,} samples, seed {page['seed']}{options}; " if "n" in page else ""
+    if "episodes" in page:
+        drawn = f"{page['episodes']:,} episodes of {page['environment']}, {page['acting']}, seed {page['seed']}; "
     judge = f"; judge: {page['judge']['run']}" if page.get("judge") else ""
     heldout = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("heldout") or {}).items())
     held = f"<p>Held-out: {_e(heldout)}</p>" if heldout else ""
+    rated = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("rated") or {}).items())
+    held += f"<p>Known returns: {_e(rated)}</p>" if rated else ""
     average = f", average {page['ema']}" if page.get("ema", "live") != "live" else ""
     told = f"{drawn}weights of step {page.get('step')}{average}{judge}"
     receipt = f"<p class='receipt'>{_e(told)}</p>"

@@ -77,8 +77,9 @@ from morphogen.nets.unet import UNet
 from morphogen.rl.dqn import DQN, Duelling
 from morphogen.rl.env import CartPole, Catch, Pendulum, Simulated
 from morphogen.rl.policy import Squashed, SquashedNormal
+from morphogen.rl.presets import a2c, ppo, reinforce
 from morphogen.rl.replay import Priorities, Replay
-from morphogen.rl.rollouts import Online, Recent
+from morphogen.rl.rollouts import MonteCarlo, Online, Recent, Rollouts, by_environment, standard
 from morphogen.rl.sac import SAC
 from morphogen.rl.tabular import random_mdp
 from morphogen.rl.tabular.control import Control, DoubleQ, NStep, expected_sarsa, sarsa, tree_backup
@@ -87,7 +88,8 @@ from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
 from ..exact.codecs import Squares
-from .throwaway import gan, kmeans, lm, ppo
+from .throwaway import gan, kmeans, lm
+from .throwaway import ppo as small_ppo
 
 
 class Instance(NamedTuple):
@@ -361,23 +363,53 @@ MODELS: dict[str, Callable[[], Instance]] = {
     "sac": lambda: Instance(
         SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), entropy=-1.0),
         _swings(),
-        cond={"obs": torch.linspace(-1, 1, 21).view(7, 3)},
+        cond={"obs": SEEN["obs"][:, :3]},
     ),
     "sac, its temperature fixed": lambda: Instance(
         SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), alpha=0.1),
         _swings(),
-        cond={"obs": torch.linspace(-1, 1, 21).view(7, 3)},
+        cond={"obs": SEEN["obs"][:, :3]},
     ),
     "td3": lambda: Instance(TD3(MLP(3, 1, 8, 1), Ensemble(2, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
     "ddpg": lambda: Instance(ddpg(MLP(3, 1, 8, 1), Ensemble(1, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
+    "ppo": lambda: Instance(
+        ppo(_pole(), width=8, depth=1, until=10, entropy=0.01),
+        Rollouts(_pole(), 4, epochs=2, pieces=2, finish=standard),
+        cond=SEEN,
+    ),
+    "ppo of numbers": lambda: Instance(
+        ppo(_pendulum(), width=8, depth=1, value_clip=0.2, observations=True, returns=True),
+        Rollouts(_pendulum(), 4, epochs=2, pieces=2, finish=standard),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "ppo with a memory": lambda: Instance(
+        ppo(_pole(6), width=8, depth=1, memory=5, observations=True),
+        Rollouts(_pole(6), 5, epochs=2, cut=by_environment, finish=standard),
+        cond=SEEN,
+    ),
+    "a2c": lambda: Instance(a2c(_pole(), width=8, depth=1), Rollouts(_pole(), 2), cond=SEEN),
+    "reinforce": lambda: Instance(
+        reinforce(_pole(), width=8, depth=1), Rollouts(_pole(), 3, estimate=MonteCarlo(0.9)), cond=SEEN
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),
-    "ppo": lambda: _whole(ppo),
+    "ppo of 60 lines": lambda: _whole(small_ppo),
 }
 
 
 LONG = ("u-net, guided", "dit")  # their likelihood is that of "u-net", and each check of it many passes of the net
+
+
+SEEN = {"obs": torch.linspace(-1, 1, 28).view(7, 4)}  # what a policy acts on
+
+
+def _pole(envs: int = 4) -> Simulated:
+    return Simulated(CartPole(limit=3), envs)
+
+
+def _pendulum() -> Simulated:
+    return Simulated(Pendulum(limit=3), 4)
 
 
 def _reader() -> ResNet:

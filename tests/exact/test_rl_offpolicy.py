@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from morphogen import Data, Trainer
-from morphogen.core import Acts, LogProb, Net, Noise, Samples, can
+from morphogen.core import Acts, Greedy, LogProb, Net, Noise, Samples, can
 from morphogen.errors import UserError
 from morphogen.hooks import Voice
 from morphogen.nets.ensemble import Ensemble
@@ -95,6 +95,8 @@ def test_the_net_of_atari_has_its_shapes():
     assert sum(p.numel() for p in net.parameters()) == convolutions + 512 * (3136 + 1) + 18 * 513
     with pytest.raises(UserError, match="too small"):
         NatureCNN(1, 10)
+    with pytest.raises(UserError, match="last 1 of 8 rows"):
+        NatureCNN(1, 10, 3, ((4, 3, 1), (4, 3, 2)))
 
 
 def test_a_copy_follows_and_is_not_trained():
@@ -168,7 +170,7 @@ def test_dqn_explores_less_and_less():
         model.step = step
         share = (model.act(obs, noise=Noise.seeded(step, n)).action != best).double().mean().item()
         assert share == pytest.approx(epsilon / 2, abs=4 * 0.5 / n**0.5)
-    assert torch.equal(model.eval().act(obs, noise=Noise.seeded(0, n)).action, best)
+    assert torch.equal(model.greedy(obs).action, best)
 
 
 def test_two_streams_are_centred():
@@ -305,7 +307,7 @@ def test_deterministic_policies_act_with_noise_within_bounds():
     assert bool(((action >= -1) & (action <= 3)).all())
     assert -0.2 < mean[0, 0] < 2  # far from the bounds
     assert (action - mean)[:, 0].std().item() == pytest.approx(0.4, abs=0.01)
-    torch.testing.assert_close(model.eval().act(obs[:1], noise=Noise.seeded(0, 1)).action, mean[:1])
+    torch.testing.assert_close(model.greedy(obs[:1]).action, mean[:1])
 
 
 # ---- SAC -----------------------------------------------------------------------------------------------------------
@@ -408,7 +410,7 @@ def test_sac_finds_the_temperature_of_the_bandit():
 
 def test_what_they_can_do():
     model, obs = soft(), random(0, 5, 3)
-    assert all(can(model, protocol) for protocol in (Acts, LogProb, Samples))
+    assert all(can(model, protocol) for protocol in (Acts, Greedy, LogProb, Samples))
     params = model.actor(obs)
     first = model.act(obs, noise=Noise.seeded(0, 5)).action
     assert torch.equal(first, -1 + 4 * Noise.seeded(0, 5).uniform(2))  # any action, before the first step
@@ -416,7 +418,7 @@ def test_what_they_can_do():
     action = model.act(obs, noise=Noise.seeded(0, 5)).action
     assert torch.equal(action, model.sample(5, {"obs": obs}, noise=Noise.seeded(0, 5)))
     torch.testing.assert_close(model.log_prob(action, {"obs": obs}), model.law.log_prob(params, action))
-    assert torch.equal(model.eval().act(obs, noise=Noise.seeded(0, 5)).action, 1 + 2 * params[:, :2].tanh())
+    assert torch.equal(model.greedy(obs).action, 1 + 2 * params[:, :2].tanh())
     with pytest.raises(UserError, match="what it sees"):
         model.sample(5)
 

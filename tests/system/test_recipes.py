@@ -25,6 +25,7 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
+    "cartpole-ppo": {"steps": 2, "width": 8, "envs": 2, "length": 4, "pieces": 2},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
@@ -45,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
     "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
+    "digits-stacked": {"steps": 2, "width": 8, "batch": 2},
     "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
     "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},

@@ -33,7 +33,9 @@ class Flag(NamedTuple):
     @property
     def spelled(self) -> str:
         """As the user types it."""
-        return self.name.upper() if self.positional else "--" + self.key.replace("_", "-")
+        if self.positional:
+            return f"[{self.name.upper()} …]" if self.many else self.name.upper()
+        return "--" + self.key.replace("_", "-")
 
     @property
     def key(self) -> str:

@@ -57,7 +57,8 @@ def scan(tokens: Sequence[str], flags: Sequence[Flag], command: str, alias: Mapp
             values[flag.name] = convert(flag, [value] if equals else _bare(words, room), command)
     for place in places:
         if bare:
-            values[place.name] = convert(place, [bare.pop(0)], command)
+            taken, bare = (bare, []) if place.many else (bare[:1], bare[1:])
+            values[place.name] = convert(place, taken, command)
         elif place.default is REQUIRED:
             raise UserError(f"{place.spelled} is missing: put it first, as in `{command} {place.spelled} …`.")
     if bare:

@@ -22,7 +22,7 @@ class NatureCNN(Net):
 
     filters: of each layer how many, their size, and their stride. width: of the hidden layer. outputs: None for what
     the filters see, flattened, whose number is then the attribute `outputs` (the body of a duelling net).
-    Raises UserError where a picture is too small for the filters.
+    Raises UserError where a picture is too small for the filters, or they do not reach its edge.
     """
 
     def __init__(
@@ -40,6 +40,11 @@ class NatureCNN(Net):
                 raise UserError(
                     f"Pictures of {size}×{size} are too small for the filters {tuple(filters)}: of {side}×{side} that"
                     f" are left, one sees {kernel}×{kernel}. Give smaller ones."
+                )
+            if unseen := (side - kernel) % stride:
+                raise UserError(
+                    f"Filters of {kernel}×{kernel} with stride {stride} leave the last {unseen} of {side} rows and columns"
+                    " unseen: choose others that end at the edge."
                 )
             conv = nn.Conv2d(inputs, count, kernel, stride)
             nn.init.xavier_uniform_(conv.weight)

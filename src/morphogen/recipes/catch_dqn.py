@@ -42,7 +42,7 @@ def catch_dqn(
     from ..rl.replay import Priorities, Replay
     from ..train import Trainer
 
-    layers = ((filters, 3, 1), (2 * filters, 3, 2))
+    layers = ((filters, 3, 1), (2 * filters, 2, 2))
     if duelling:
         body = NatureCNN(1, size, filters=layers)
         heads = (MLP(body.outputs, outputs, width, 1, activation="relu") for outputs in (1, 3))

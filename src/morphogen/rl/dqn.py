@@ -44,11 +44,11 @@ class DQN(Model):
 
     actions: A. double: whether the net itself chooses the action that its copy values. copy_every, tau: after so many
     steps the copy goes this share of the way to the net. kappa: where Huber's loss becomes linear. explore, epsilon: in
-    so many steps ε falls from 1 to `epsilon`; it is 1 before the first step, while the memory fills. In evaluation
-    mode the best action is taken, always.
+    so many steps ε falls from 1 to `epsilon`; it is 1 before the first step, while the memory fills.
     Raises UserError where a number is out of its range.
     """
 
+    judged_greedy: ClassVar[bool] = True  # the paper's agents keep an ε of 0.05, to vary games that begin alike
     scaffold: ClassVar[tuple[str, ...]] = ("target",)
     whole: ClassVar[tuple[str, ...]] = ("net",)  # the copy follows it whole
 
@@ -77,13 +77,15 @@ class DQN(Model):
 
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """ε-greedy actions (B,) for observations (B, ...)."""
-        epsilon = 1 - (1 - self.epsilon) * min(1.0, self.step / self.explore) if self.training else 0.0
-        if epsilon == 0:
-            return Act(self.net(obs).argmax(1))
+        epsilon = 1 - (1 - self.epsilon) * min(1.0, self.step / self.explore)
         explores, any_action = noise.uniform() < epsilon, noise.integers(self.actions)
         if explores.is_cpu and bool(explores.all()):  # elsewhere reading the flag costs more than the net
             return Act(any_action)
         return Act(torch.where(explores, any_action, self.net(obs).argmax(1)))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The best actions (B,) for observations (B, ...)."""
+        return Act(self.net(obs).argmax(1))
 
     def loss(self, batch: Batch) -> Loss:
         """L of a batch of `Replay`; the priority of a step is its error."""

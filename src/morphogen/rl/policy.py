@@ -45,6 +45,10 @@ class Law(Protocol):
         """Entropy (B,), nats."""
         ...
 
+    def mode(self, params: Tensor) -> Tensor:
+        """What is done without chance (B, ...)."""
+        ...
+
 
 class Categorical(Net):
     """One of n actions (B,) int64, by logits (B, n)."""
@@ -66,6 +70,10 @@ class Categorical(Net):
         logp = params.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
 
+    def mode(self, params: Tensor) -> Tensor:
+        """The likeliest action (B,)."""
+        return params.argmax(-1)
+
 
 class DiagonalNormal(Net):
     """m numbers (B, m), independent, about means (B, m). log_sigma: what the parameter begins with."""
@@ -86,6 +94,10 @@ class DiagonalNormal(Net):
     def entropy(self, params: Tensor) -> Tensor:
         """Entropy (B,)."""
         return (self.log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(params))
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The means (B, m)."""
+        return params
 
 
 class Squashed(Net):

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Batch, Loss, Model, Noise, Place, State, can, each, keys, size
+from ..core import Act, Acts, Batch, Greedy, Loss, Model, Noise, Place, State, can, each, keys, size
 from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env, Step
@@ -49,15 +49,20 @@ class Player:
         self.running = torch.zeros(n, device=place.device)
         self.recent: deque[float] = deque(maxlen=100)
 
-    def act(self, actor: Model) -> Act:
-        """What the actor does now."""
+    def act(self, actor: Model, greedy: bool = False) -> Act:
+        """What the actor does now. greedy: without chance, where it can."""
         if not can(actor, Acts):
             raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
-        self.steps += 1
-        noise = Noise(keys(self.index, self.place.seed, _ACT, self.steps))
+        noise = self.noise()
         with torch.no_grad():
-            act: Act = cast("Acts", actor).act(self.obs, self.memory, noise=noise)
-        return act
+            if greedy:
+                return cast("Greedy", actor).greedy(self.obs, self.memory)
+            return cast("Acts", actor).act(self.obs, self.memory, noise=noise)
+
+    def noise(self) -> Noise:
+        """That of the next action."""
+        self.steps += 1
+        return Noise(keys(self.index, self.place.seed, _ACT, self.steps))
 
     def step(self, act: Act) -> Step:
         """Do it."""
@@ -204,8 +209,14 @@ class GAE(Remembers):
         if "value" not in rows["info"]:
             raise UserError("GAE needs a critic: let act say info={'value': V(s)}, or take MonteCarlo().")
         value = rows["info"]["value"]
-        advantage = gae(rows["reward"], value, rows["after"], *ends, gamma=self.gamma, lam=self.lam)
+        advantage = gae(_counted(rows), value, rows["after"], *ends, gamma=self.gamma, lam=self.lam)
         return {"advantage": advantage, "return": advantage + value}
+
+
+def _counted(rows: Rows) -> Tensor:
+    """Rewards (T, B), in the "unit" that act says they count in: those of a stretch count alike."""
+    reward: Tensor = rows["reward"]
+    return reward / rows["info"]["unit"] if "unit" in rows["info"] else reward
 
 
 class MonteCarlo(Remembers):
@@ -217,8 +228,21 @@ class MonteCarlo(Remembers):
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         """`advantage` and `return` (T, B)."""
         ends = rows["terminated"], rows["truncated"]
-        target = lambda_return(rows["reward"], rows["after"], *ends, gamma=self.gamma, lam=1.0)
+        target = lambda_return(_counted(rows), rows["after"], *ends, gamma=self.gamma, lam=1.0)
         return {"advantage": target - rows["info"].get("value", 0.0), "return": target}
+
+
+@runtime_checkable
+class Reviews(Protocol):
+    """A policy that says of a whole stretch at once what `act` says of each step: a step then costs an action only."""
+
+    def decide(self, obs: Tensor, *, noise: Noise) -> Tensor:
+        """The actions (B, ...) of `act` alone."""
+        ...
+
+    def review(self, obs: Tensor, action: Tensor) -> Mapping[str, Tensor]:
+        """What `act` says (its info) of actions (N, ...) for observations (N, ...)."""
+        ...
 
 
 def by_step(rows: Rows) -> Batch:
@@ -252,7 +276,8 @@ class Rollouts(Remembers):
     step says a larger "kl" in its logs.
 
     A batch: obs, action, reward, terminated, truncated, begins (whether a step is an episode's first), info (what act
-    said), what estimate says, score, index, key; and by_environment the memory of the beginning.
+    said), what estimate says, epoch (how often a sample was served before), score, index, key; and by_environment the
+    memory of the beginning.
     Raises UserError where the samples of a stretch do not divide into the pieces.
     """
 
@@ -280,22 +305,31 @@ class Rollouts(Remembers):
         self._player, self._place = Player(self.env, place), place
         self._begins = torch.ones_like(self._player.index, dtype=torch.bool)
         self._count, self._used, self._whole = 0, 0, cast("dict[str, Any]", {})
+        self._mixed: dict[str, Any] | None = None  # the samples in the order of the epoch: follows from the rest
 
     def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
         """The next minibatch, of a new stretch where the last is used up or left."""
         if not self._whole or self._used >= self.epochs * self.pieces or self._far(heard):
-            self._whole, self._used = self._play(actor), 0
+            self._whole, self._used, self._mixed = self._play(actor), 0, None
             self._count += 1
         epoch, piece = divmod(self._used, self.pieces)
         self._used += 1
-        n = size(self._whole)
-        if n % self.pieces:
-            raise UserError(f"A stretch of {n} samples does not divide into {self.pieces} pieces: choose others.")
-        if self.pieces == 1:
-            return self.finish(self._whole)
-        order = keys(self._whole["index"], self._place.seed, _ORDER, self._count, epoch).argsort()
-        picked = order[piece * (n // self.pieces) : (piece + 1) * (n // self.pieces)]
-        return self.finish(each(self._whole, lambda t: t[picked]))
+        n, left = divmod(size(self._whole), self.pieces)
+        if left:
+            raise UserError(
+                f"A stretch of {size(self._whole)} samples does not divide into {self.pieces} pieces: choose others."
+            )
+        if piece == 0 or self._mixed is None:
+            self._mixed = self._mix(epoch)
+        return self.finish(each(self._mixed, lambda t: t[piece * n : (piece + 1) * n]))
+
+    def _mix(self, epoch: int) -> dict[str, Any]:
+        """The samples of the stretch in this epoch's order."""
+        index, mixed = self._whole["index"], self._whole
+        if self.pieces > 1:
+            order = keys(index, self._place.seed, _ORDER, self._count, epoch).argsort()
+            mixed = each(mixed, lambda t: t[order])
+        return {**mixed, "epoch": torch.full_like(index, epoch)}
 
     def _far(self, heard: Mapping[str, Loss]) -> bool:
         if self.most_kl is None:
@@ -306,12 +340,13 @@ class Rollouts(Remembers):
     @torch.no_grad()
     def _play(self, actor: Model) -> dict[str, Any]:
         """A new stretch, its samples."""
-        player = self._player
-        memory, kept, lasts = player.memory, [], []
+        player, later = self._player, can(actor, Reviews)
+        memory, kept, ends = player.memory, [], []
         for _ in range(self.length):
-            obs, act = player.obs, player.act(actor)
+            obs, begins = player.obs, self._begins
+            act = Act(cast("Reviews", actor).decide(obs, noise=player.noise())) if later else player.act(actor)
             step = player.step(act)
-            ended = step.terminated | step.truncated
+            self._begins = step.terminated | step.truncated
             kept.append(
                 {
                     "obs": obs,
@@ -319,33 +354,33 @@ class Rollouts(Remembers):
                     "reward": step.reward,
                     "terminated": step.terminated,
                     "truncated": step.truncated,
-                    "begins": self._begins,
+                    "begins": begins,
                     "info": dict(act.info),
                 }
             )
-            lasts.append((step.final, step.truncated, act.memory))
-            self._begins = ended
+            ends.append((step.final, act.memory))
         rows: dict[str, Any] = _stacked(kept)
-        rows["after"] = self._after(actor, rows, lasts)
+        if later:
+            said = cast("Reviews", actor).review(rows["obs"].flatten(0, 1), rows["action"].flatten(0, 1))
+            rows["info"] = {k: v.unflatten(0, (self.length, -1)) for k, v in said.items()}
+        rows["after"] = self._after(actor, rows, ends)
         rows |= self.estimate(rows)
         rows["score"] = torch.full_like(rows["reward"], player.score())
-        whole = dict(self.cut({**rows, "memory": _zeros(memory, lasts[0][2])}))
+        whole = dict(self.cut({**rows, "memory": _zeros(memory, ends[0][1])}))
         n = size(whole)
         whole["index"] = torch.arange(n, device=self._place.device) + self._place.rank * n
         return whole | {"key": keys(whole["index"], self._place.seed, _ORDER, self._count)}
 
-    def _after(self, actor: Model, rows: Rows, lasts: list[tuple[Tensor, Tensor, Any]]) -> Tensor:
+    def _after(self, actor: Model, rows: Rows, ends: list[tuple[Tensor, Any]]) -> Tensor:
         """What the critic says of where each step has led to (T, B); zeros where there is no critic."""
         if "value" not in rows["info"]:
             return torch.zeros_like(rows["reward"])
-        acts = cast("Acts", actor)
-        noise = Noise(keys(self._player.index, self._place.seed, _ACT, 0))  # a value draws nothing
-        last = acts.act(self._player.obs, self._player.memory, noise=noise).info["value"]
-        after = following(rows["info"]["value"], last)
-        for t, (final, truncated, memory) in enumerate(lasts):
-            if bool(truncated.any()):
-                value = acts.act(final, memory, noise=noise).info["value"]
-                after[t] = torch.where(truncated, value, after[t])
+        acts, player = cast("Acts", actor), self._player
+        noise = Noise(keys(player.index, self._place.seed, _ACT, 0))  # a value draws nothing
+        value: Callable[[Tensor, Any], Tensor] = lambda obs, memory: acts.act(obs, memory, noise=noise).info["value"]  # noqa: E731
+        after = following(rows["info"]["value"], value(player.obs, player.memory))
+        for t in rows["truncated"].any(1).nonzero().flatten().tolist():
+            after[t] = torch.where(rows["truncated"][t], value(*ends[t]), after[t])
         return after
 
     def state(self) -> State:
@@ -362,7 +397,7 @@ class Rollouts(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         to: Callable[[Tensor], Tensor] = lambda t: t.to(self._place.device)  # noqa: E731
-        self._begins, self._whole = to(state["begins"]), each(state["whole"], to)
+        self._begins, self._whole, self._mixed = to(state["begins"]), each(state["whole"], to), None
         self._count, self._used = int(state["count"]), int(state["used"])
 
 

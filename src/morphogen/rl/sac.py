@@ -32,11 +32,12 @@ class SAC(Model):
 
     actor: says the parameters (B, law.outputs). critic: Q (2, B, 1) of observation and action side by side, an
     `Ensemble`. law: of the actions. entropy: its target H̄ in nats, usually −m; None: α stays. alpha: what it begins
-    with. tau: of the copies. Before the first step any action is taken; in evaluation mode the law's mode.
-    Optimisers may be two: {"critic": …, "actor+log_alpha": …} ("actor" where α stays).
+    with. tau: of the copies. Before the first step any action is taken. Optimisers may be two: {"critic": …,
+    "actor+log_alpha": …} ("actor" where α stays).
     Raises UserError where alpha or tau is out of its range.
     """
 
+    judged_greedy: ClassVar[bool] = True
     scaffold: ClassVar[tuple[str, ...]] = ("critic", "target")
     whole: ClassVar[tuple[str, ...]] = ("critic",)  # the copy follows it whole
 
@@ -64,10 +65,11 @@ class SAC(Model):
 
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """Actions (B, m) for observations (B, n)."""
-        if self.training and self.step == 0:
-            return Act(self.law.uniform(noise))
-        params = self.actor(obs)
-        return Act(self.law.sample(params, noise) if self.training else self.law.mode(params))
+        return Act(self.law.sample(self.actor(obs), noise) if self.step else self.law.uniform(noise))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The law's modes (B, m) for observations (B, n)."""
+        return Act(self.law.mode(self.actor(obs)))
 
     def log_prob(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Log π(x|obs) (B,) of actions x (B, m), of what is seen in cond["obs"], nats."""

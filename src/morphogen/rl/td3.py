@@ -30,11 +30,12 @@ class TD3(Model):
 
     actor: says (B, m), which `law` squashes into the bounds. critic: Q (K, B, 1) of observation and action side by
     side, an `Ensemble`; two for TD3. sigma, clip: of the target's noise. delay: steps of the critics for one of the
-    policy. noise: s, of acting. tau: of the copies. Before the first step any action is taken; in evaluation mode no
-    noise is added. Optimisers may be two: {"critic": …, "actor": …}.
+    policy. noise: s, of acting. tau: of the copies. Before the first step any action is taken. Optimisers may be two:
+    {"critic": …, "actor": …}.
     Raises UserError where a number is out of its range.
     """
 
+    judged_greedy: ClassVar[bool] = True
     scaffold: ClassVar[tuple[str, ...]] = ("critic", "target_actor", "target_critic")
     whole: ClassVar[tuple[str, ...]] = ("actor", "critic")  # the copies follow them whole
 
@@ -66,10 +67,13 @@ class TD3(Model):
 
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """Actions (B, m) for observations (B, n)."""
-        if self.training and self.step == 0:
+        if self.step == 0:
             return Act(self.law.uniform(noise))
-        action = self.law.squash(self.actor(obs))
-        return Act(self.law.about(action, noise, sigma=self.noise) if self.training else action)
+        return Act(self.law.about(self.law.squash(self.actor(obs)), noise, sigma=self.noise))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """Actions (B, m) without noise for observations (B, n)."""
+        return Act(self.law.squash(self.actor(obs)))
 
     def values(self, batch: Batch) -> Loss:
         """The critics learn the value of the policy's copy; the priority of a step is the largest error."""

@@ -57,33 +57,32 @@ class Gymnasium(Remembers):
         gym, n = gymnasium(), self.envs // place.ranks
         self._device, first = place.device, place.rank * n
         self._seeds = [fold(place.seed, _SEED, first + i) % 2**31 for i in range(n)]
-        again = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
-        make = [lambda: gym.make(self.name, **self.options)] * n
-        self._envs = gym.vector.SyncVectorEnv(make, **again)
+        self._each = [gym.make(self.name, disable_env_checker=True, **self.options) for _ in range(n)]
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
-        seen, _ = self._envs.reset(seed=self._seeds)
-        return self._seen(seen)
+        return self._tensor([env.reset(seed=seed)[0] for env, seed in zip(self._each, self._seeds, strict=True)])
 
     def step(self, action: Tensor) -> Step:
-        """Act (B, ...) in each."""
-        act: Any = action.detach().cpu().numpy()
+        """Act (B, ...) in each, one after another."""
         if isinstance(self.action, Box):
-            act = act.clip(self.action.low, self.action.high).astype(self._envs.single_action_space.dtype)
-        seen, reward, terminated, truncated, info = self._envs.step(act)
-        over, final = terminated | truncated, seen
-        if over.any():
-            final = seen.copy()
-            for i in np.flatnonzero(over):
-                final[i] = info["final_obs"][i]
-        return Step(
-            self._seen(seen),
-            torch.from_numpy(reward).to(self._device, torch.get_default_dtype()),
-            torch.from_numpy(terminated).to(self._device),
-            torch.from_numpy(truncated & ~terminated).to(self._device),
-            self._seen(final),
-        )
+            act: Any = action.detach().cpu().numpy().clip(self.action.low, self.action.high)
+            act = act.astype(self._each[0].action_space.dtype, copy=False)
+        else:
+            act = action.tolist()
+        finals, rewards, terminated, truncated = [], [], [], []
+        for env, a in zip(self._each, act, strict=True):
+            seen, reward, over, cut, _ = env.step(a)
+            finals.append(seen)
+            rewards.append(float(reward))
+            terminated.append(bool(over))
+            truncated.append(bool(cut and not over))
+        final = obs = self._tensor(finals)
+        if any(terminated) or any(truncated):
+            ends = zip(self._each, finals, terminated, truncated, strict=True)
+            obs = self._tensor([env.reset()[0] if over or cut else seen for env, seen, over, cut in ends])
+        told: Callable[[list[Any]], Tensor] = lambda x: torch.tensor(x, device=self._device)  # noqa: E731
+        return Step(obs, told(rewards), told(terminated), told(truncated), final)
 
     def state(self) -> State:
         """Raises CannotRestore: the state of gymnasium's environments is their own."""
@@ -93,8 +92,8 @@ class Gymnasium(Remembers):
         """Never called, as there is no state."""
         return self.reset()
 
-    def _seen(self, seen: Any) -> Tensor:
-        t = torch.from_numpy(np.array(seen))  # a copy: gymnasium writes to its own
+    def _tensor(self, seen: list[Any]) -> Tensor:
+        t = torch.from_numpy(np.array(seen))  # a copy: gymnasium may write to its own
         return t.to(self._device, torch.int64 if isinstance(self.observation, Choice) else torch.get_default_dtype())
 
 

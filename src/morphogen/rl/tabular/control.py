@@ -18,6 +18,7 @@ averaged. Departure: of a truncated step sarsa takes the expected value, its nex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class Control(Model):
 
     q: Tensor
     visits: Tensor
+    judged_greedy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -92,6 +94,10 @@ class Control(Model):
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """An ε-greedy action (B,) in states (B,)."""
         return Act(noise.categorical(self.policy(self.q, obs).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,)."""
+        return Act(self.q[_learner(obs, len(self.q)), obs].argmax(-1))
 
     def policy(self, q: Tensor, obs: Tensor) -> Tensor:
         """Probabilities (B, A) in states (B,) by tables q (learners, S, A)."""
@@ -133,6 +139,7 @@ class NStep(Model):
     Sutton & Barto 2018, sections 7.2 and 7.5.
     """
 
+    judged_greedy: ClassVar[bool] = True
     q: Tensor
     visits: Tensor
 
@@ -164,6 +171,10 @@ class NStep(Model):
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """An ε-greedy action (B,) in states (B,)."""
         return Act(noise.categorical(self.policy(obs).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,)."""
+        return Act(self._at(obs).argmax(-1))
 
     def learn(self, batch: Batch) -> Loss:
         """Move Q of the oldest step, and of all where the episode has ended, towards their returns."""
@@ -213,6 +224,7 @@ class DoubleQ(Model):
 
     q: Tensor
     visits: Tensor
+    judged_greedy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -240,6 +252,11 @@ class DoubleQ(Model):
         """An action (B,) in states (B,), ε-greedy by the mean of the tables."""
         q = self.q.mean(0)
         return Act(noise.categorical(epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,), by the mean of the tables."""
+        q = self.q.mean(0)
+        return Act(q[_learner(obs, len(q)), obs].argmax(-1))
 
     def learn(self, batch: Batch) -> Loss:
         """Move one table's Q(s, a) towards what the other says of the action that it would take."""

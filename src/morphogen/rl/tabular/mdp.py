@@ -15,7 +15,7 @@ Sutton & Barto 2018, chapters 3 and 4; Puterman 1994.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +78,12 @@ class MDP(Task):
     def observe(self, state: Tensor) -> Tensor:
         """The states (B,) themselves."""
         return state
+
+    def rated(self) -> Mapping[str, float]:
+        """The mean return of the best plan, by value iteration; nothing where returns have no bound."""
+        value = value_iteration(self, 1.0, horizon=self.limit or 10_000).value
+        settled = self.limit is not None or torch.allclose(backup(self, value, 1.0).amax(1), value, rtol=1e-12)
+        return {"best": float(self.begins @ value)} if settled else {}
 
     def draw(self, state: Tensor) -> Picture:
         """The world with its one state () marked."""

@@ -1,0 +1,166 @@
+"""`morphogen play`: an agent at work, filmed; and what `evaluate` says of one: the returns of fresh episodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from .context import Context
+
+if TYPE_CHECKING:
+    from ..experiment import Run
+    from ..rl.env.env import Env
+
+
+def is_agent(run: Run) -> bool:
+    """Whether the run's model acts in environments of its own."""
+    from ..core import Acts, can
+    from ..rl.play import environment
+
+    return can(run.model, Acts) and environment(run.data.train) is not None
+
+
+def home(run: Run) -> Env:
+    """The environments that a run's agent was trained in. UserError where it does not act."""
+    from ..core import Acts, can
+    from ..rl.play import environment
+
+    if not can(run.model, Acts):
+        raise UserError(
+            f"The run {str(run.path)!r} is a {type(run.model).__name__}, which does not act: `morphogen sample` and"
+            " `evaluate` are for it, and `play` for agents (such as `morphogen train gridworld`)."
+        )
+    found = environment(run.data.train)
+    if found is None:
+        raise UserError(
+            f"The run {str(run.path)!r} was trained on a {type(run.data.train).__name__}, which has no environment to"
+            " play in: train the agent from Online, Rollouts or Replay."
+        )
+    return found
+
+
+def manner(greedy: bool, sample: bool, limit: int | None) -> bool | None:
+    """Whether to act without chance by two flags; None is the agent's own way. UserError for a wrong limit too."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} ends an episode before it began: give 1 or more steps.")
+    if greedy and sample:
+        raise UserError("--greedy and --sample exclude each other: give one of them, or neither for the agent's way.")
+    return True if greedy else False if sample else None
+
+
+def title(env: Env) -> str:
+    """What to call environments: as gymnasium does, or by what makes the task."""
+    from ..rl.env import Simulated
+    from ..spec import arguments, maker
+
+    if isinstance(env, Simulated):
+        return maker(env.task).__name__
+    return str(arguments(env).get("name", type(env).__name__))  # type: ignore[arg-type]
+
+
+# ---- returns -------------------------------------------------------------------------------------------------------
+
+
+def agent_page(
+    context: Context,
+    run: Run,
+    n: int | None,
+    greedy: bool | None,
+    seed: int,
+    limit: int | None = None,
+    idle: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The page of `evaluation.json` of an agent: n fresh episodes, 100 where None. idle: flags that an agent has no use
+    for. Raises UserError where there are any, and where the run's model does not act.
+    """
+    from .. import __version__
+    from ..metrics.returns import return_measures
+    from ..rl.env import Rated
+    from ..rl.play import AT_ONCE, another, play, usually_greedy
+    from .receipts import command, machine, now
+
+    n = 100 if n is None else n
+    task = home(run)
+    if idle:
+        raise UserError(f"{' and '.join(idle)} measure samples, and {str(run.path)!r} is an agent's run: leave it out.")
+    if n < 2:
+        raise UserError(f"--n {n} episodes have no interval: take 2 or more, better 100.")
+    began, device = time.perf_counter(), _device(run)
+    env = another(task, min(n, AT_ONCE), limit=limit)
+    greedy = usually_greedy(run.model) if greedy is None else greedy
+    context.tell.note(f"Playing {n} episodes of {title(env)}, {_acting(greedy)} …")
+    with context.tell.progress("episode", n) as progress:
+        played = play(run.model, env, n, seed=seed, greedy=greedy, device=device, progress=progress)
+    returns, lengths = played.returns.tolist(), played.lengths.tolist()
+    return {
+        "run": str(run.path),
+        "step": run.step,
+        "ema": run.average,
+        "seed": seed,
+        "episodes": n,
+        "environment": title(env),
+        "environments": env.envs,
+        "limit": limit,
+        "acting": "greedy" if greedy else "sampled",
+        "rated": dict(env.rated()) if isinstance(env, Rated) else {},
+        "measures": {k: m._asdict() for k, m in return_measures([returns], [lengths], seed=seed).items()},
+        "heldout": {},
+        "returns": returns,
+        "lengths": lengths,
+        "seconds": round(time.perf_counter() - began, 3),
+        "machine": machine(str(device)),
+        "command": command(context.typed),
+        "morphogen": __version__,
+        "at": now(),
+    }
+
+
+def _device(run: Run) -> Any:
+    from itertools import chain
+
+    import torch
+
+    return next((t.device for t in chain(run.model.parameters(), run.model.buffers())), torch.device("cpu"))
+
+
+def _acting(greedy: bool) -> str:
+    return "without chance" if greedy else "sampling actions"
+
+
+def over_seeds(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several runs of one recipe come to together: the score of each is its mean return."""
+    from ..metrics.returns import return_measures
+
+    first = pages[0]
+    found = return_measures([p["returns"] for p in pages], [p["lengths"] for p in pages], seed=first["seed"])
+    shared = {k: first[k] for k in ("seed", "episodes", "environment", "environments", "limit", "acting", "rated")}
+    return {"runs": [p["run"] for p in pages], **shared, "measures": {k: m._asdict() for k, m in found.items()}}
+
+
+def alike(runs: Sequence[Run]) -> None:
+    """Raise UserError unless the runs differ in their seeds alone."""
+    from ..spec import differences
+
+    first, seeds = runs[0], [r.seed for r in runs]
+    for other in runs[1:]:
+        if found := differences(first.page["experiment"], other.page["experiment"]):
+            raise UserError(
+                f"The runs {str(first.path)!r} and {str(other.path)!r} are not seeds of one experiment: {found[0]}."
+                " Evaluate them one by one."
+            )
+    twice = next((s for s in seeds if seeds.count(s) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"Two of the runs have the seed {twice}, which says nothing new: train one with another --seed."
+        )
+
+
+def played(page: dict[str, Any]) -> str:
+    """What was played, in a line."""
+    many = page.get("runs")
+    who = f"{len(many)} runs" if many else f"{page['run']}, step {page['step']}"
+    average = f", average {page['ema']}" if page.get("ema") not in (None, "live") else ""
+    episodes = f"{page['episodes']} episodes{' each' if many else ''} of {page['environment']}"
+    return f"{who}{average}, {episodes} of seed {page['seed']}, {_acting(page['acting'] == 'greedy')}"
