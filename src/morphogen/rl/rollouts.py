@@ -1,6 +1,7 @@
 """Experience as a source: an agent acts in environments, and what comes of it are its batches.
 
     Online     one step of every environment a batch, for methods that learn from each step as it comes
+    Recent     the last n steps of every environment, one newer in each batch: methods of n steps
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
 Both store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). An action's noise is keyed
@@ -151,6 +152,46 @@ class Online(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         self._ahead = dict(state["ahead"])
+
+
+class Recent(Remembers):
+    """Each batch is one of `Online`, and beside it `steps`: the last n of every environment, the newest last.
+
+    steps: obs, action, reward, next, next_action, terminated, truncated (B, n, ...), and live (B, n): whether a step is
+    there and of the newest one's episode. Raises UserError where n is less than 1.
+    """
+
+    def __init__(self, env: Env, n: int) -> None:
+        if n < 1:
+            raise UserError(f"The last {n} steps are no experience: take n of 1 or more.")
+        self.env, self.n = env, n
+
+    def start(self, place: Place) -> None:
+        """Begin all environments."""
+        self._online, self._steps = Online(self.env), cast("dict[str, Tensor]", {})
+        self._online.start(place)
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """Take a step, and forget the oldest."""
+        batch = self._online.next(actor, heard)
+        new = {k: batch[k] for k in ("obs", "action", "reward", "next", "next_action", "terminated", "truncated")}
+        if not self._steps:
+            self._steps = {k: v[:, None].expand(-1, self.n, *v.shape[1:]) for k, v in new.items()}
+            self._steps["live"] = torch.zeros_like(self._steps["terminated"])
+        new["live"] = torch.ones_like(new["terminated"])
+        ended = self._steps["terminated"][:, -1] | self._steps["truncated"][:, -1]
+        kept = self._steps | {"live": self._steps["live"] & ~ended[:, None]}
+        self._steps = {k: torch.cat((kept[k][:, 1:], v[:, None]), 1) for k, v in new.items()}
+        return {**batch, "steps": dict(self._steps)}
+
+    def state(self) -> State:
+        """The player, and the steps."""
+        return {"online": self._online.state(), "steps": self._steps}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._online.restore(state["online"])
+        self._steps = dict(state["steps"])
 
 
 def _kept(act: Act) -> dict[str, Any]:
