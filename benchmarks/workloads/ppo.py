@@ -1,8 +1,8 @@
 """PPO beside stable-baselines3 and CleanRL: the same nets, environments, stretches, epochs and minibatches.
 
 Env-steps a second on gymnasium's CartPole-v1 (8 environments) and HalfCheetah-v5 (one), and the seconds until the mean
-return of the last 20 episodes is 475 on CartPole, by the tuned numbers of rl-baselines3-zoo, a seed for each round; ours
-also on the tensors of `Simulated(CartPole())`. CleanRL's scripts run as they are from a checkout (peers/rl.py). On
+return of the last 20 episodes is 475 on CartPole, by the tuned numbers of rl-baselines3-zoo, a seed for each round;
+ours also on the tensors of `Simulated(CartPole())`. CleanRL's scripts run as they are from a checkout (peers/rl.py). On
 HalfCheetah CleanRL standardises what is seen and earned and stable-baselines3 does not; ours does.
 """
 
