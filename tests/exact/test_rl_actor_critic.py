@@ -1,4 +1,4 @@
-"""The actor-critic: what it says of a stretch, its surrogates beside their formulas, moments, memories, ends and cuts."""
+"""The actor-critic: what it says of a stretch, its surrogates and their formulas, moments, memories, ends and cuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""REINFORCE with a learnt baseline keeps a pole upright: returns to the end of the episode, one step for each stretch."""
+"""REINFORCE with a learnt baseline keeps a pole upright: returns to the end, one step of learning for a stretch."""
 
 from __future__ import annotations
 
