@@ -25,7 +25,14 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
-    "cartpole-ppo": {"steps": 2, "width": 8, "envs": 2, "length": 4, "pieces": 2},
+    "acrobot-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "cartpole-a2c": {"experience": 16, "envs": 2, "length": 4, "width": 8},
+    "cartpole-ppo": {"experience": 16, "envs": 2, "length": 4, "epochs": 1, "width": 8},
+    "cartpole-recurrent": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "memory": 4, "width": 8},
+    "cartpole-reinforce": {"experience": 16, "envs": 2, "length": 4, "width": 8},
+    "halfcheetah-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "hopper-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "lunarlander-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
