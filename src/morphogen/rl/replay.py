@@ -172,6 +172,11 @@ class Replay(Remembers):
             "info": each(held["info"], lambda t: t[row, env]),
         }
 
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._total * self.env.envs
+
     def state(self) -> State:
         """The player and the whole memory."""
         count = min(self._total, self._rows)
