@@ -59,24 +59,33 @@ from morphogen.latent.vae import VAE
 from morphogen.latent.vq import VQVAE, absolute
 from morphogen.latent.vqgan import VQGAN, KLAutoencoder
 from morphogen.nets.autoencoder import Decoder, Encoder
-from morphogen.nets.causal import CausalTransformer
+from morphogen.nets.causal import CausalSequence, CausalTransformer
 from morphogen.nets.critic import Critic, PatchCritic
 from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
+from morphogen.nets.ensemble import Ensemble
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
+from morphogen.nets.nature import NatureCNN
 from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
 from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
+from morphogen.nets.recurrent import LSTM
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.style import StyleCritic, StyleGenerator
+from morphogen.nets.transformer import Design
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
-from morphogen.rl.env import CartPole, Pendulum, Simulated
+from morphogen.rl.dqn import DQN, Duelling
+from morphogen.rl.env import CartPole, Catch, Pendulum, Simulated
+from morphogen.rl.policy import Squashed, SquashedNormal
 from morphogen.rl.presets import a2c, ppo, reinforce
-from morphogen.rl.rollouts import MonteCarlo, Online, Rollouts, by_environment, standard
+from morphogen.rl.replay import Priorities, Replay
+from morphogen.rl.rollouts import MonteCarlo, Online, Recent, Rollouts, by_environment, standard
+from morphogen.rl.sac import SAC
 from morphogen.rl.tabular import random_mdp
-from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
+from morphogen.rl.tabular.control import Control, DoubleQ, NStep, expected_sarsa, sarsa, tree_backup
+from morphogen.rl.td3 import TD3, ddpg
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
@@ -131,6 +140,10 @@ def _vqvae(quantiser: Quantiser) -> Instance:
 
 def _ring() -> Source:
     return Fresh(eight_gaussians(), 12)
+
+
+def _swings() -> Source:
+    return Replay(Simulated(Pendulum(limit=5), 2), capacity=30, batch=7, warmup=4)
 
 
 def _digits() -> Source:
@@ -219,6 +232,31 @@ MODELS: dict[str, Callable[[], Instance]] = {
         _codes(),
         {"guidance": 2.0},
         Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
+    ),
+    "autoregressive, an LSTM, ragged": lambda: Instance(
+        Autoregressive(CausalSequence(3, LSTM(6, 8), classes=4), (4,), 3, end=2),
+        _codes(4),
+        {"top_p": 0.9},
+    ),
+    "autoregressive, a Llama": lambda: Instance(
+        Autoregressive(
+            CausalTransformer(
+                3,
+                (4,),
+                width=16,
+                depth=1,
+                heads=2,
+                rotary=100.0,
+                tied=True,
+                begin=1,
+                design=Design(norm="rms", activation="silu", gated=True, bias=False, kv_heads=1),
+            ),
+            (4,),
+            3,
+        ),
+        _codes(4),
+        {},
+        Everything(torch.cartesian_prod(*[torch.arange(3)] * 4)),
     ),
     "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
     "latent rectified flow": lambda: Instance(
@@ -334,6 +372,33 @@ MODELS: dict[str, Callable[[], Instance]] = {
     "double q-learning": lambda: Instance(
         DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 8))
     ),
+    "n-step sarsa": lambda: Instance(
+        NStep(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Recent(Simulated(random_mdp(5, 3, ends=0.1), 8), 3)
+    ),
+    "tree backup": lambda: Instance(
+        NStep(random_mdp(5, 3, ends=0.1), expected_sarsa, tree_backup, gamma=0.9),
+        Recent(Simulated(random_mdp(5, 3, ends=0.1), 6), 2),
+    ),
+    "dqn, duelling, prioritised, three steps": lambda: Instance(
+        DQN(Duelling(MLP(4, 6, 8, 1), MLP(6, 1, 8, 1), MLP(6, 2, 8, 1)), 2, copy_every=3, explore=5),
+        Replay(Simulated(CartPole(limit=5), 2), capacity=30, batch=7, warmup=4, n=3, priorities=Priorities()),
+    ),
+    "dqn of pixels": lambda: Instance(
+        DQN(NatureCNN(1, 6, 3, ((4, 3, 1), (4, 2, 2)), 8), 3, double=False),
+        Replay(Simulated(Catch(6), 2), capacity=30, batch=7, warmup=6),
+    ),
+    "sac": lambda: Instance(
+        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), entropy=-1.0),
+        _swings(),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "sac, its temperature fixed": lambda: Instance(
+        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), alpha=0.1),
+        _swings(),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "td3": lambda: Instance(TD3(MLP(3, 1, 8, 1), Ensemble(2, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
+    "ddpg": lambda: Instance(ddpg(MLP(3, 1, 8, 1), Ensemble(1, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
     "ppo": lambda: Instance(
         ppo(_pole(), width=8, depth=1, until=10, entropy=0.01),
         Rollouts(_pole(), 4, epochs=2, pieces=2, finish=standard),
