@@ -25,7 +25,9 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
+    "cartpole-dqn": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "cartpole-ppo": {"steps": 2, "width": 8, "envs": 2, "length": 4, "pieces": 2},
+    "catch-dqn": {"steps": 2, "width": 8, "filters": 2, "envs": 2, "warmup": 4, "batch": 4, "duelling": True},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
@@ -35,6 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits-diffusion": {"steps": 2, "width": 8, "batch": 4},
     "digits-dit": {"steps": 2, "width": 24, "depth": 1, "batch": 4},
     "gridworld": {"steps": 2, "world": "grid4", "learners": 2},
+    "lq-ddpg": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "lq-td3": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "mnist-bpd": {"steps": 2, "width": 8, "batch": 2},
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-codes": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
@@ -53,6 +57,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
+    "pendulum-ddpg": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "pendulum-sac": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "pendulum-td3": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
     "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
