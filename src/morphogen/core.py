@@ -512,9 +512,13 @@ class Noise:
 
     def categorical(self, logits: Tensor) -> Tensor:
         """Draws (B, ...) from the categorical law of logits (B, ..., K), by inverting its distribution function."""
-        cdf = logits.double().softmax(-1).cumsum(-1)
-        u = self.uniform(*logits.shape[1:-1], dtype=torch.float64)[..., None] * cdf[..., -1:]
-        return (cdf <= u).sum(-1)  # (B, ...)
+        probs = logits.double().softmax(-1)
+        u = self.uniform(*logits.shape[1:-1], dtype=torch.float64)[..., None]
+        if probs.is_cpu:
+            below = probs.detach().numpy().cumsum(-1)
+            return torch.from_numpy((below <= u.numpy() * below[..., -1:]).sum(-1))
+        cdf = probs.cumsum(-1)
+        return (cdf <= u * cdf[..., -1:]).sum(-1)  # (B, ...)
 
 
 def _product(shape: tuple[int, ...]) -> int:

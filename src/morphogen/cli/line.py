@@ -110,6 +110,8 @@ def convert(flag: Flag, words: Sequence[str], command: str = "morphogen") -> Any
         if (key := tuple(w.lower() for w in words)) in said:
             return said[key]
         raise UserError(f"{flag.spelled} is on or off and takes no value {words[0]!r}: write {flag.switches}.")
+    if not words and bool in choices(flag.hint):  # on, and no value said
+        return True
     if not words:
         raise UserError(f"{flag.spelled} needs a value, {_wanted(flag.hint)}: `{command} --help` explains it.")
     if len(words) > 1 and not flag.many:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from . import recipe as recipes
 from .context import Context
+from .sample import load_run
 
 if TYPE_CHECKING:
     from ..experiment import Run
@@ -164,3 +167,135 @@ def played(page: dict[str, Any]) -> str:
     average = f", average {page['ema']}" if page.get("ema") not in (None, "live") else ""
     episodes = f"{page['episodes']} episodes{' each' if many else ''} of {page['environment']}"
     return f"{who}{average}, {episodes} of seed {page['seed']}, {_acting(page['acting'] == 'greedy')}"
+
+
+# ---- films ---------------------------------------------------------------------------------------------------------
+
+_SEEN_AT_ONCE, _WIDE = 36, 320  # pictures on a sheet; pixels of a picture across, where its own are more
+
+
+def play(
+    context: Context,
+    run: Path,
+    *,
+    film: Path | bool | None = None,
+    episodes: int = 1,
+    greedy: bool = False,
+    sample: bool = False,
+    limit: int | None = None,
+    fps: int = 30,
+    every: int = 1,
+    size: int | None = None,
+    seed: int = 0,
+    checkpoint: str = "newest",
+    ema: str | None = None,
+    device: str | None = None,
+    with_: tuple[Path, ...] = (),
+) -> None:
+    """Let an agent play in its environment, tell the return, and film it.
+
+    run: the folder of the run. film: write a film: FILE.gif, or FILE.mp4 (pip install 'morphogen[film]'); without a
+    name, play-SEED.gif in the run. episodes: how many to play, beside one another, on one sheet of the film.
+    greedy: let it act without chance. sample: let it draw its actions (default: as its paper judges it).
+    limit: steps after which an episode is cut off (default: the environment's own). fps: pictures a second.
+    every: film one step of so many. size: how wide a picture is in pixels (default: as the environment draws it, at
+    most 320). seed: of what happens. checkpoint: newest, best or a step. ema: which averaged weights, by decay or
+    length, or live (default: the run's first average). device: cpu, cuda, …. with_: files that define classes of yours
+    which the run uses.
+    """
+    acting = manner(greedy, sample, limit)
+    for name, value, such in (
+        ("episodes", episodes, "1"),
+        ("fps", fps, "30"),
+        ("every", every, "1"),
+        ("size", size, "320"),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} shows nothing: take 1 or more, such as --{name} {such}.")
+    path = run / f"play-{seed}.gif" if film is True else film or None
+    if path is not None:
+        from ..data.film import film_path
+
+        film_path(path)
+        if episodes > _SEEN_AT_ONCE:
+            raise UserError(f"--episodes {episodes} are too many for a sheet: film {_SEEN_AT_ONCE} at most.")
+    loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_), ema)
+    from ..rl.env import Pictured
+    from ..rl.play import AT_ONCE, another, usually_greedy
+    from ..rl.play import play as played_out
+
+    task = home(loaded)
+    env = another(task, episodes if path else min(episodes, AT_ONCE), limit=limit, drawn=path is not None)
+    if path is not None and not isinstance(env, Pictured):
+        raise UserError(f"{title(env)} has no picture of itself: leave --film out.")
+    acting = usually_greedy(loaded.model) if acting is None else acting
+    reel = Reel(every, size)
+    with context.tell.progress("episode", episodes) as progress:
+        found = played_out(
+            loaded.model,
+            env,
+            episodes,
+            seed=seed,
+            greedy=acting,
+            device=_device(loaded),
+            progress=progress,
+            watch=reel.watch if path else lambda env, over: None,
+        )
+    if path is not None:
+        reel.write(path, fps)
+    returns, lengths = found.returns.tolist(), found.lengths.tolist()
+    mean = sum(returns) / episodes
+    said = (
+        f"return {mean:.6g}, {lengths[0]} steps"
+        if episodes == 1
+        else f"mean return {mean:.6g}, from {min(returns):.6g} to {max(returns):.6g}"
+    )
+    fields = {"run": str(run), "step": loaded.step, "ema": loaded.average, "seed": seed, "environment": title(env)}
+    fields |= {"acting": "greedy" if acting else "sampled", "returns": returns, "lengths": lengths}
+    fields |= {"files": [] if path is None else [str(path)]}
+    many = "1 episode" if episodes == 1 else f"{episodes} episodes"
+    shown = "" if path is None else f"; filmed in {path}"
+    context.tell.answer(
+        "played", fields, f"{many} of {title(env)} (seed {seed}, step {loaded.step}, {_acting(acting)}): {said}{shown}"
+    )
+
+
+class Reel:
+    """Keeps a picture of every so many steps: a sheet of all environments, on which those that are over stand still."""
+
+    def __init__(self, every: int, size: int | None) -> None:
+        self.every, self.size, self.frames, self.count = every, size, list[Any](), 0
+        self._last: list[Any] = []
+        self._over: list[bool] = []
+
+    def watch(self, env: Any, over: Any) -> None:
+        """The environments after a step, and which of them have played all their episodes (B,)."""
+        from ..data.space import grid
+
+        ended = over.tolist()
+        last = self.count and ended != self._over  # an end is always shown
+        if self.count % self.every == 0 or last:
+            still = self._over or [False] * len(ended)
+            self._last = [
+                old if done else self._sized(env.draw(i))
+                for i, (done, old) in enumerate(zip(still, self._last or ended, strict=True))
+            ]
+            self.frames.append(self._last[0] if len(ended) == 1 else grid(self._last))
+        self._over, self.count = ended, self.count + 1
+
+    def _sized(self, picture: Any) -> Any:
+        wide, high = picture.size
+        size = self.size or min(wide, _WIDE)
+        if size == wide:
+            return picture
+        from PIL import Image
+
+        way = Image.Resampling.LANCZOS if size < wide else Image.Resampling.NEAREST
+        return picture.resize((size, max(1, round(high * size / wide))), way)
+
+    def write(self, path: Path, fps: int) -> None:
+        """The film."""
+        from ..data.film import film
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        film(self.frames, path, 1 / fps, back=False)

@@ -1,4 +1,4 @@
-"""PPO keeps a pole upright: gymnasium's CartPole-v1 as tensors, the best return being 500."""
+"""PPO keeps a pole upright: CartPole-v1, as tensors or gymnasium's, the best return being 500."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from ..experiment import Data, Experiment
 
 
 def cartpole_ppo(
-    steps: int = 3000,
-    envs: int = 16,
-    length: int = 64,
-    epochs: int = 6,
-    pieces: int = 4,
+    experience: int = 100_000,
+    envs: int = 8,
+    length: int = 32,
+    epochs: int = 20,
+    pieces: int = 1,
     width: int = 64,
-    lr: float = 2.5e-3,
-    gamma: float = 0.99,
-    lam: float = 0.95,
+    lr: float = 1e-3,
+    gamma: float = 0.98,
+    lam: float = 0.8,
     clip: float = 0.2,
     entropy: float = 0.0,
+    gymnasium: bool = False,
 ) -> Experiment:
     """Two perceptrons, an actor and a critic, learn to balance from stretches of experience.
 
-    steps: training steps, each of one minibatch. envs, length: environments, and their steps in a stretch. epochs,
-    pieces: how often each stretch is gone through, in how many minibatches. width: units of the two hidden layers. lr:
-    the learning rate, which falls to 0. gamma, lam: of the advantages (GAE). clip: how far the policy's ratio counts.
-    entropy: the weight of the policy's entropy.
+    experience: steps of all environments together. envs, length: environments, and their steps in a stretch. epochs,
+    pieces: how often each stretch is gone through, in how many minibatches. width: units of the two hidden layers. lr,
+    clip: the learning rate, and how far the policy's ratio counts; both fall to 0. gamma, lam: of the advantages (GAE).
+    entropy: the weight of the policy's entropy. gymnasium: take its CartPole-v1, and not the same as tensors.
     """
-    from ..optim import AdamW, Triangle
-    from ..rl.env import CartPole, Simulated
+    from ..optim import AdamW, Linear
+    from ..rl.env import CartPole, Gymnasium, Simulated
     from ..rl.presets import ppo
     from ..rl.rollouts import GAE, Rollouts, standard
     from ..train import Trainer
 
-    env = Simulated(CartPole(), envs)
-    model = ppo(env, clip=clip, entropy=entropy, width=width)
+    env = Gymnasium("CartPole-v1", envs) if gymnasium else Simulated(CartPole(), envs)
+    steps = max(1, experience // (envs * length)) * epochs * pieces
+    model = ppo(env, clip=clip, until=steps, entropy=entropy, width=width)
     source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard)
-    often = max(1, steps // 5)
-    optim = AdamW(lr, betas=(0.9, 0.999), weight_decay=0.0, schedule=Triangle(peak=0.0))
-    trainer = Trainer(steps, optim=optim, clip=0.5, save_every=often, log_every=max(1, steps // 50))
+    optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
+    trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))
     return Experiment(model, Data(source), trainer)

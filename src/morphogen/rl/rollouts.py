@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env, Step
 from .losses import standardised
-from .returns import following, gae, lambda_return
+from .returns import explained_variance, following, gae, lambda_return
 
 _ACT, _ORDER = 0xAC7, 0x0DE2  # set the keys of actions, and of the order of minibatches, apart
 Rows = dict[str, Any]  # names to tensors (T, B, ...)
@@ -68,12 +68,16 @@ class Player:
         """Do it."""
         step = self.env.step(act.action)
         ended = step.terminated | step.truncated
-        self.running = self.running + step.reward
+        self.earn(step.reward, ended)
+        self.obs, self.memory = step.obs, forgotten(act.memory, ended)
+        return step
+
+    def earn(self, reward: Tensor, ended: Tensor) -> None:
+        """Count a step's rewards (B,), and the episodes that it ended."""
+        self.running = self.running + reward
         if bool(ended.any()):
             self.recent.extend(self.running[ended].tolist())
             self.running = self.running * ~ended
-        self.obs, self.memory = step.obs, forgotten(act.memory, ended)
-        return step
 
     def score(self) -> float:
         """The mean return of the last episodes."""
@@ -341,32 +345,37 @@ class Rollouts(Remembers):
     def _play(self, actor: Model) -> dict[str, Any]:
         """A new stretch, its samples."""
         player, later = self._player, can(actor, Reviews)
-        memory, kept, ends = player.memory, [], []
+        memory, kept = player.memory, []
         for _ in range(self.length):
-            obs, begins = player.obs, self._begins
+            obs = player.obs
             act = Act(cast("Reviews", actor).decide(obs, noise=player.noise())) if later else player.act(actor)
-            step = player.step(act)
-            self._begins = step.terminated | step.truncated
-            kept.append(
-                {
-                    "obs": obs,
-                    "action": act.action,
-                    "reward": step.reward,
-                    "terminated": step.terminated,
-                    "truncated": step.truncated,
-                    "begins": begins,
-                    "info": dict(act.info),
-                }
-            )
-            ends.append((step.final, act.memory))
-        rows: dict[str, Any] = _stacked(kept)
+            step = player.env.step(act.action)
+            player.obs = step.obs
+            if act.memory is not None:
+                player.memory = forgotten(act.memory, step.terminated | step.truncated)
+            kept.append((obs, act, step))
+        rows: dict[str, Any] = {
+            "obs": torch.stack([obs for obs, _, _ in kept]),
+            "action": torch.stack([act.action for _, act, _ in kept]),
+            "reward": torch.stack([step.reward for _, _, step in kept]),
+            "terminated": torch.stack([step.terminated for _, _, step in kept]),
+            "truncated": torch.stack([step.truncated for _, _, step in kept]),
+        }
+        ended = rows["terminated"] | rows["truncated"]
+        rows["begins"], self._begins = torch.cat((self._begins[None], ended[:-1])), ended[-1]
+        for reward, over in zip(rows["reward"], ended, strict=True):
+            player.earn(reward, over)
         if later:
             said = cast("Reviews", actor).review(rows["obs"].flatten(0, 1), rows["action"].flatten(0, 1))
             rows["info"] = {k: v.unflatten(0, (self.length, -1)) for k, v in said.items()}
-        rows["after"] = self._after(actor, rows, ends)
+        else:
+            rows["info"] = {k: torch.stack([act.info[k] for _, act, _ in kept]) for k in kept[0][1].info}
+        rows["after"] = self._after(actor, rows, [(step.final, act.memory) for _, act, step in kept])
         rows |= self.estimate(rows)
         rows["score"] = torch.full_like(rows["reward"], player.score())
-        whole = dict(self.cut({**rows, "memory": _zeros(memory, ends[0][1])}))
+        if "value" in rows["info"]:
+            rows["explained"] = explained_variance(rows["info"]["value"], rows["return"]).expand_as(rows["reward"])
+        whole = dict(self.cut({**rows, "memory": _zeros(memory, kept[0][1].memory)}))
         n = size(whole)
         whole["index"] = torch.arange(n, device=self._place.device) + self._place.rank * n
         return whole | {"key": keys(whole["index"], self._place.seed, _ORDER, self._count)}
@@ -399,15 +408,6 @@ class Rollouts(Remembers):
         to: Callable[[Tensor], Tensor] = lambda t: t.to(self._place.device)  # noqa: E731
         self._begins, self._whole, self._mixed = to(state["begins"]), each(state["whole"], to), None
         self._count, self._used = int(state["count"]), int(state["used"])
-
-
-def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows (B, ...) as (T, B, ...)."""
-    first = rows[0]
-    return {
-        k: _stacked([r[k] for r in rows]) if isinstance(v, Mapping) else torch.stack([r[k] for r in rows])
-        for k, v in first.items()
-    }
 
 
 def _zeros(memory: Any, like: Any) -> Any:
