@@ -72,7 +72,7 @@ from morphogen.latent.vae import VAE
 from morphogen.latent.vq import VQVAE, absolute
 from morphogen.latent.vqgan import VQGAN, KLAutoencoder
 from morphogen.nets.autoencoder import Decoder, Encoder
-from morphogen.nets.causal import CausalTransformer
+from morphogen.nets.causal import CausalSequence, CausalTransformer
 from morphogen.nets.critic import Critic, PatchCritic
 from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
@@ -80,9 +80,11 @@ from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
 from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
 from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
+from morphogen.nets.recurrent import LSTM
 from morphogen.nets.resnet import ResNet
 from morphogen.nets.spectral import spectrally_normalised
 from morphogen.nets.style import StyleCritic, StyleGenerator
+from morphogen.nets.transformer import Design
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
 from morphogen.rl.env import Simulated
@@ -239,6 +241,31 @@ MODELS: dict[str, Callable[[], Instance]] = {
         _codes(),
         {"guidance": 2.0},
         Everything(torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)),
+    ),
+    "autoregressive, an LSTM, ragged": lambda: Instance(
+        Autoregressive(CausalSequence(3, LSTM(6, 8), classes=4), (4,), 3, end=2),
+        _codes(4),
+        {"top_p": 0.9},
+    ),
+    "autoregressive, a Llama": lambda: Instance(
+        Autoregressive(
+            CausalTransformer(
+                3,
+                (4,),
+                width=16,
+                depth=1,
+                heads=2,
+                rotary=100.0,
+                tied=True,
+                begin=1,
+                design=Design(norm="rms", activation="silu", gated=True, bias=False, kv_heads=1),
+            ),
+            (4,),
+            3,
+        ),
+        _codes(4),
+        {},
+        Everything(torch.cartesian_prod(*[torch.arange(3)] * 4)),
     ),
     "autoregressive, a MADE": lambda: Instance(Autoregressive(MADE(4, 3, (8,)), (4,), 3), _codes(4)),
     "latent rectified flow": lambda: Instance(

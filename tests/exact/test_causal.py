@@ -10,8 +10,12 @@ import torch.nn.functional as F
 
 from morphogen.errors import UserError
 from morphogen.nets.attention import attend
-from morphogen.nets.causal import CausalTransformer
-from morphogen.nets.transformer import Attention, Block, Memory, turned
+from morphogen.nets.causal import Causal, CausalSequence, CausalTransformer
+from morphogen.nets.dilated import TCN, WaveNet
+from morphogen.nets.memory import Memory, past
+from morphogen.nets.positions import ALiBi, Rotary, Sinusoids, T5Relative
+from morphogen.nets.recurrent import GRU, LSTM
+from morphogen.nets.transformer import LLAMA, Attention, Block, Design
 
 from .test_nets import awake
 
@@ -36,25 +40,8 @@ def test_causal_attention_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(attend(q, k, v, causal=True), whole, atol=1e-2)
 
 
-def test_rotary_products_depend_on_the_distance_alone() -> None:
-    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-
-    def product(i: int, j: int) -> float:
-        return float((turned(q, i, 10_000.0) * turned(k, j, 10_000.0)).sum())
-
-    assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-9)
-    assert product(7, 3) != pytest.approx(product(7, 4), abs=1e-3)
-    assert torch.equal(turned(q, 0, 10_000.0), q)
-    assert turned(q, 5, 10_000.0).norm() == pytest.approx(float(q.norm()), abs=1e-12)
-    ones = torch.ones(1, 1, 2, 2, dtype=torch.float64)  # one pair, angles 0 and 1
-    assert torch.allclose(
-        turned(ones, 0, 50.0)[0, 0, 1],
-        torch.tensor([math.cos(1) - math.sin(1), math.cos(1) + math.sin(1)], dtype=torch.float64),
-    )
-
-
 def test_a_block_is_its_formula() -> None:
-    block = awake(Block(8, 2, 12, causal=True).double())
+    block = awake(Block(8, 2, 12).double())
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     norm1 = F.layer_norm(x, (8,), block.norm1.weight, block.norm1.bias)
     q, k, v = (norm1 @ block.attention.qkv.weight.T + block.attention.qkv.bias).chunk(3, -1)
@@ -64,28 +51,43 @@ def test_a_block_is_its_formula() -> None:
         F.layer_norm(h, (8,), block.norm2.weight, block.norm2.bias) @ block.mlp.inner.weight.T + block.mlp.inner.bias
     )
     expected = h + F.gelu(inner, approximate="tanh") @ block.mlp.outer.weight.T + block.mlp.outer.bias
-    assert torch.allclose(block(x), expected, atol=1e-12)
+    assert torch.allclose(block(x, past(5, None, 2, 4, None, x.device)), expected, atol=1e-12)
 
 
 NETS = {
     "learned positions": {},
     "rotary positions": {"rotary": 100.0},
     "classes": {"classes": 3},
+    "sinusoids": {"positions": Sinusoids()},
+    "alibi": {"positions": ALiBi()},
+    "t5": {"positions": T5Relative(2, buckets=6, furthest=7)},
+    "llama": {"design": Design(norm="rms", activation="silu", gated=True, bias=False, kv_heads=1), "rotary": 50.0},
+    "norms": {"design": Design(after=True, qk_norm=True, head=6), "tied": True, "begin": 2},
+    "window": {"design": Design(window=4), "rotary": 50.0},
+    "window, alibi, shared heads": {"design": Design(window=3, kv_heads=1), "positions": ALiBi()},
+    "window, t5": {"design": Design(window=5), "positions": T5Relative(2, buckets=4, furthest=3)},
+}
+BODIES = {
+    "gru": lambda: CausalSequence(5, GRU(6, 7, 2), classes=3),
+    "lstm": lambda: CausalSequence(5, LSTM(6, 6), tied=True),
+    "wavenet": lambda: CausalSequence(5, WaveNet(6, 7, largest=4, cycles=2)),
+    "tcn": lambda: CausalSequence(5, TCN(6, 7, depth=3, kernel=2), classes=3),
 }
 
 
-@pytest.fixture(params=NETS)
-def net(request: pytest.FixtureRequest) -> CausalTransformer:
+@pytest.fixture(params=[*NETS, *BODIES])
+def net(request: pytest.FixtureRequest) -> Causal:
     torch.manual_seed(0)
-    made = CausalTransformer(5, (3, 4), width=16, depth=2, heads=2, **NETS[request.param])
-    return awake(made)
+    if request.param in BODIES:
+        return awake(BODIES[request.param]())
+    return awake(CausalTransformer(5, (3, 4), width=16, depth=2, heads=2, **NETS[request.param]))
 
 
-def _cond(net: CausalTransformer, n: int) -> dict[str, torch.Tensor]:
+def _cond(net: Causal, n: int) -> dict[str, torch.Tensor]:
     return {} if net.classes is None else {"label": torch.arange(n) % 3}
 
 
-def test_no_logit_reads_its_symbol_or_a_later_one(net: CausalTransformer) -> None:
+def test_no_logit_reads_its_symbol_or_a_later_one(net: Causal) -> None:
     x = torch.randint(5, (1, 3, 4))
     said = net(x, _cond(net, 1)).flatten(1, 2)  # (1, 12, 5)
     for j in range(12):
@@ -93,10 +95,16 @@ def test_no_logit_reads_its_symbol_or_a_later_one(net: CausalTransformer) -> Non
         other[0, j] = (other[0, j] + 1) % 5
         changed = (net(other.view_as(x), _cond(net, 1)).flatten(1, 2) != said).any(-1)[0]
         assert not changed[: j + 1].any()
-        assert changed[j + 1 :].all()  # and each later one does
+        reach = 12  # each later one does, as far as a net of two layers with a window, or a convolution, reaches
+        if isinstance(net, CausalTransformer) and net.design.window:
+            reach = 2 * (net.design.window - 1) + 1
+        elif isinstance(net, CausalSequence) and isinstance(net.body, TCN | WaveNet):
+            reach = net.body.field
+        assert changed[j + 1 : j + 1 + reach].all()
+        assert not changed[j + 1 + reach :].any()
 
 
-def test_going_on_from_memory_is_the_whole_pass(net: CausalTransformer) -> None:
+def test_going_on_from_memory_is_the_whole_pass(net: Causal) -> None:
     x = torch.randint(5, (4, 12))
     cond = _cond(net, 4)
     whole = net(x, cond)
@@ -109,7 +117,7 @@ def test_going_on_from_memory_is_the_whole_pass(net: CausalTransformer) -> None:
         assert torch.allclose(torch.cat(said, 1), whole[:, : done + 1], atol=1e-5)
 
 
-def test_shorter_sequences_and_conditions(net: CausalTransformer) -> None:
+def test_shorter_sequences_and_conditions(net: Causal) -> None:
     x = torch.randint(5, (2, 12))
     assert torch.allclose(net(x[:, :7], _cond(net, 2)), net(x, _cond(net, 2))[:, :7], atol=1e-5)
     if net.classes is not None:
@@ -119,13 +127,101 @@ def test_shorter_sequences_and_conditions(net: CausalTransformer) -> None:
         assert torch.equal(net(same, {}), net(same, {"label": torch.tensor([0, 1]), "null": torch.ones(2).bool()}))
 
 
+def test_rows_of_any_lengths_are_as_if_alone(net: Causal) -> None:
+    """Ragged prompts, in chunks, then symbols one by one: padding, batch and chunks change nothing (1e-5)."""
+    x, lengths = torch.randint(5, (4, 12)), torch.tensor([5, 0, 2, 7])
+    cond = _cond(net, 4)
+    for chunks in ([7], [3, 1, 3], [0, 2, 5]):
+        memory, done = net.memory(), 0
+        last = torch.zeros(4, 5)
+        for i, k in enumerate(chunks):
+            there = (lengths - done).clamp(0, k)
+            begin = i == 0
+            logits, memory = net.step(x[:, done : done + k], cond, memory, lengths=there, begin=begin)
+            row = there - 1 + begin
+            last = torch.where((row >= 0)[:, None], logits[torch.arange(4), row.clamp(min=0)], last)
+            done += k
+        said = [last]
+        for t in range(4):
+            logits, memory = net.step(x[torch.arange(4), lengths + t][:, None], cond, memory)
+            said.append(logits[:, -1])
+        for i, n in enumerate(lengths.tolist()):
+            alone = net(x[i : i + 1], {k: v[i : i + 1] for k, v in cond.items()})[0]
+            torch.testing.assert_close(torch.stack(said, 1)[i, : 12 - n], alone[n : n + 5], rtol=0, atol=1e-5)
+
+
+def test_a_beginning_can_be_left_out() -> None:
+    """GPT-2 is often prompted without <|endoftext|>: its first symbol then stands at the first place."""
+    torch.manual_seed(0)
+    net = awake(CausalTransformer(5, (8,), width=16, depth=2, heads=2, begin=4))
+    x = torch.randint(5, (2, 6))
+    begun, _ = net.step(x)
+    spelled, _ = net.step(torch.cat((torch.full((2, 1), 4), x), 1), begin=False)
+    torch.testing.assert_close(begun, spelled, rtol=0, atol=1e-6)
+    bare, _ = net.step(x, begin=False)
+    assert bare.shape == (2, 6, 5)
+    assert (bare - begun[:, 1:]).abs().max() > 1e-2
+
+
 def test_memory_has_room_for_its_length() -> None:
-    attention = Attention(8, 2, causal=True)
-    memory = Memory(5)
-    attention(torch.randn(2, 3, 8), memory)
-    assert memory.used == 3
-    attention(torch.randn(2, 2, 8), memory)
+    attention, memory = Attention(8, 2), Memory(1, 5)
+    for n in (3, 2):
+        _, sight = memory.look(2, n, None, 2, 4, torch.device("cpu"))
+        attention(torch.randn(2, n, 8), sight, memory.layers[0])
+        memory.advance()
     assert memory.used == 5
+    with pytest.raises(UserError, match="room for 5"):
+        memory.look(2, 1, None, 2, 4, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_going_back_and_changing_rows(window: int | None) -> None:
+    """A rejected draft leaves nothing behind, and beams take each other's places."""
+    torch.manual_seed(0)
+    net = awake(CausalTransformer(5, (40,), width=16, depth=2, heads=2, rotary=50.0, design=Design(window=window)))
+    x = torch.randint(5, (3, 20))
+    memory = net.memory(slack=3)
+    net.step(x[:, :9], memory=memory, begin=True)
+    net.step(torch.randint(5, (3, 3)), memory=memory, begin=False)  # a draft of 3
+    memory.back(torch.tensor([10, 12, 11]))  # what begins is one more: 0, 2 and 1 symbols of the draft are kept
+    kept = torch.tensor([9, 11, 10])
+    x[1, 9:11], x[2, 9] = torch.tensor([1, 1]), 1
+    whole = net(x)
+    memory = net.memory(slack=3)
+    net.step(x[:, :9], memory=memory, begin=True)
+    net.step(torch.cat((x[:, 9:11], torch.full((3, 1), 3)), 1), memory=memory, begin=False)
+    memory.back(kept + 1)
+    for t in range(3):
+        logits, _ = net.step(x[torch.arange(3), kept + t][:, None], memory=memory, begin=False)
+        for i in range(3):
+            torch.testing.assert_close(logits[i, 0], whole[i, kept[i] + t + 1], rtol=0, atol=1e-5)
+    turned_round = memory.rows(torch.tensor([2, 0, 0]))
+    a, _ = net.step(torch.tensor([[1], [2], [2]]), memory=turned_round, begin=False)
+    b, _ = net.step(torch.tensor([[2], [4], [1]]), memory=memory, begin=False)
+    torch.testing.assert_close(a, b[[2, 0, 0]], rtol=0, atol=1e-6)
+    if window:
+        with pytest.raises(UserError, match="more slack"):
+            memory.back(torch.tensor([5, 5, 5]))
+
+
+def test_eviction_is_the_masked_dense_result() -> None:
+    """A window's cells are written over; hiding what is far in the whole pass says the same, long after that."""
+    torch.manual_seed(0)
+    net = awake(CausalTransformer(5, (60,), width=16, depth=2, heads=2, rotary=50.0, design=Design(window=5)))
+    x = torch.randint(5, (2, 60))
+    whole, memory, said = net(x), net.memory(), []
+    assert memory.cells == 5
+    for start, k in ((0, 7), (7, 1), (8, 13), *((t, 1) for t in range(21, 59))):
+        logits, _ = net.step(x[:, start : start + k], memory=memory, begin=start == 0)
+        said.append(logits)
+    torch.testing.assert_close(torch.cat(said, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_dropout_is_of_training_alone() -> None:
+    net = CausalTransformer(5, (6,), width=16, heads=2, design=Design(dropout=0.5))
+    x = torch.randint(5, (2, 6))
+    assert not torch.equal(net(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
 
 
 def test_mistakes_are_said() -> None:
@@ -135,8 +231,19 @@ def test_mistakes_are_said() -> None:
     with pytest.raises(UserError, match="at most 6 symbols"):
         net(torch.zeros(1, 7, dtype=torch.long))
     with pytest.raises(UserError, match="make it even"):
-        Attention(9, 3, rotary=100.0)
+        CausalTransformer(4, (6,), width=9, heads=3, rotary=100.0)(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(UserError, match="use a divisor"):
         CausalTransformer(4, (6,), width=8, heads=3)
     with pytest.raises(UserError, match="at least 1"):
         CausalTransformer(0, (6,))
+    with pytest.raises(UserError, match="give one of the two"):
+        CausalTransformer(4, (6,), rotary=1.0, positions=Rotary())
+    with pytest.raises(UserError, match="did you mean 'rms'"):
+        Design(norm="rmsnorm")
+    with pytest.raises(UserError, match="did you mean 'silu'"):
+        Design(activation="sillu")
+    with pytest.raises(UserError, match="use a divisor"):
+        Attention(8, 4, Design(kv_heads=3))
+    with pytest.raises(UserError, match="not with 7"):
+        CausalTransformer(4, (6,), begin=7)
+    assert LLAMA.gated

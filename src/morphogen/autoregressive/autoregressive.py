@@ -6,6 +6,10 @@ in raster order. A causal net is `net(x, cond)` -> logits (B, *shape, codes), th
 alone: a transformer, a masked perceptron, a masked convolution, a recurrence. One that can also go on from what it has
 seen (`Steps`) samples each symbol once, others by a whole pass for each.
 
+Sequences (T,) may be shorter than the shape. With an `end` the law is over sequences that end with this symbol, or are
+cut at T; what follows an end counts for nothing. In training, `lengths` (B,) says how many symbols of a row are there,
+and `scored` (B, T) which of them the loss is over; its mean is over these symbols, however a batch is cut into pieces.
+
 Conditions are dropped with probability `drop` (Ho & Salimans 2021, arXiv:2207.12598) so that guidance on the logits has
 its unconditional half.
 """
@@ -14,67 +18,93 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..checks import guidable, one_for_each
-from ..core import NONE, Batch, Loss, Model, Noise, each
+from ..core import NONE, Batch, Loss, Model, Noise
 from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
 from . import decode
+from .generate import Generated, Passes, Steps, generate
 
 Cond = Mapping[str, Any]
-
-
-@runtime_checkable
-class Steps(Protocol):
-    """A causal net that can go on from what it has seen."""
-
-    def step(self, x: Tensor, cond: Any = NONE, memory: Any = None) -> tuple[Tensor, Any]:
-        """Logits (B, n, codes) of what follows each of the symbols x (B, k), and the memory of all so far; without a
-        memory the first row is of the first symbol, before any of x.
-        """
-        ...
 
 
 class Autoregressive(Model):
     """A law of x (B, *shape), integers 0 .. codes - 1, symbol by symbol.
 
     net:   a causal net (see the module's head).
-    shape: of one sample.
+    shape: of one sample; the longest, where it is (T,).
     codes: size of the alphabet.
     drop:  probability of dropping a training sample's conditions.
+    end:   the symbol that ends a sequence; None: all have the length that they have.
     Raises UserError in `loss` and `log_prob` for data of another shape, or that is no integers of the alphabet.
     """
 
     discrete = True
 
-    def __init__(self, net: nn.Module, shape: tuple[int, ...], codes: int, *, drop: float = 0.1) -> None:
+    def __init__(
+        self, net: nn.Module, shape: tuple[int, ...], codes: int, *, drop: float = 0.1, end: int | None = None
+    ) -> None:
         super().__init__()
         if codes < 1 or not shape:
             raise UserError("An autoregressive model needs an alphabet of 1 symbol or more and the shape of a sample.")
         if not 0 <= drop <= 1:
             raise UserError(f"`drop` is the share of conditions that it trains without, not {drop}: use 0 to 1.")
-        self.net, self.shape, self.codes, self.drop = net, tuple(shape), codes, drop
+        if end is not None and (len(shape) != 1 or not 0 <= end < codes):
+            raise UserError(f"The end {end} must be a symbol of the alphabet, 0 to {codes - 1}, of sequences (T,).")
+        self.net, self.shape, self.codes, self.drop, self.end = net, tuple(shape), codes, drop, end
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        """The symbols that the loss is a mean over, where rows differ in them; else the samples."""
+        there = self._there(batch)
+        return {"": float(len(batch["x"]) if there is None else there.sum())}
 
     def loss(self, batch: Batch) -> Loss:
-        """Mean of −log p(x_i | x_<i) over samples and symbols, nats; `seen["nll"]` (B,) is each sample's sum."""
-        x, cond = batch["x"], batch.get("cond") or NONE
+        """Mean of −log p(x_i | x_<i) over the symbols of all samples, nats; `seen["nll"]` (B,) is each sample's sum."""
+        x, cond, there = batch["x"], batch.get("cond") or NONE, self._there(batch)
         terms = self._terms(x, drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond)
-        return Loss(-terms.mean(), seen={"nll": -terms.detach().sum(1)})
+        if there is None:
+            return Loss(-terms.mean(), seen={"nll": -terms.detach().sum(1)})
+        terms = torch.where(there, terms, 0.0)
+        return Loss(-terms.sum() / there.sum().clamp(min=1), seen={"nll": -terms.detach().sum(1)})
 
-    def log_prob(self, x: Shaped[Tensor, " b *shape"], cond: Cond | None = None) -> Float[Tensor, " b"]:
-        """The exact log-probability (B,), nats."""
+    def log_prob(
+        self, x: Shaped[Tensor, " b *shape"], cond: Cond | None = None, lengths: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, " b"]:
+        """The exact log-probability (B,), nats, of the first `lengths` symbols of each row, up to its end."""
         one_for_each(len(x), cond or NONE, None)
-        return self._terms(x, cond or NONE).sum(1)
+        there = self._there({"x": x} if lengths is None else {"x": x, "lengths": lengths})
+        terms = self._terms(x, cond or NONE)
+        return (terms if there is None else torch.where(there, terms, 0.0)).sum(1)
+
+    def lengths(self, x: Int[Tensor, "b t"]) -> Int[Tensor, " b"]:
+        """How many symbols each row has, its end included; all of them where nothing ends."""
+        if self.end is None:
+            return torch.full((len(x),), x.shape[1], device=x.device)
+        after = (x == self.end).cumsum(1) - (x == self.end).long() > 0  # an end stands before it
+        return (~after).sum(1)
+
+    def _there(self, batch: Batch) -> Bool[Tensor, "b t"] | None:
+        """Which symbols count (B, T); None: all."""
+        x, lengths = batch["x"], batch.get("lengths")
+        scored: Tensor | None = batch.get("scored")
+        if lengths is None and self.end is not None:
+            lengths = self.lengths(x)
+        if lengths is None:
+            return scored
+        there: Tensor = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        return there if scored is None else there & scored
 
     def _terms(self, x: Tensor, cond: Cond) -> Tensor:
         """log p(x_i | x_<i) (B, T)."""
-        if x.shape[1:] != self.shape or x.is_floating_point():
+        fits = x.shape[1:] == self.shape or (len(self.shape) == 1 and x.ndim == 2 and x.shape[1] <= self.shape[0])
+        if not fits or x.is_floating_point():
             raise UserError(
                 f"x is {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])} a sample, and this model is"
                 f" over integers of shape {self.shape}: give codes, such as a discrete codec's."
@@ -98,52 +128,71 @@ class Autoregressive(Model):
         guidance: float = 1.0,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical: float | None = None,
+        repetition: float = 1.0,
     ) -> Int[Tensor, " n *shape"]:
-        """Samples (n, *shape), integers.
+        """Samples (n, *shape), integers; after an end come ends, and `lengths` counts what is before.
 
         cond: conditions (n, ...), such as {"label": (n,)}.
         noise: keyed noise of n samples; without it keys come from torch's default generator.
         guidance: weight of the pull towards the conditions, and away from their absence; 1 is none.
         temperature: below 1 makes likely symbols likelier; 0 takes the likeliest.
         top_k: draw among so many of the likeliest symbols only.
+        top_p: draw among the likeliest symbols until their probabilities reach this.
+        min_p: draw among symbols at least so many times as likely as the likeliest.
+        typical: draw among the symbols nearest to the entropy until their probabilities reach this.
+        repetition: above 1 makes symbols that were there less likely.
         Raises UserError for conditions of another number, guidance that was not trained for, and values out of range.
         """
-        cond = cond or NONE
+        device = next(self.net.parameters(), torch.empty(())).device
+        prompt = torch.zeros(n, 0, dtype=torch.long, device=device)
+        made = decode.rules(repetition_penalty=repetition, tau=temperature, k=top_k, p=top_p, m=min_p, mass=typical)
+        drawn = self.generate(prompt, cond=cond, rules=made, noise=noise, guidance=guidance)
+        return drawn.tokens.view(n, *self.shape)
+
+    def generate(
+        self,
+        prompt: Int[Tensor, "b p"],
+        lengths: Int[Tensor, " b"] | None = None,
+        cond: Cond | None = None,
+        *,
+        steps: int | None = None,
+        rules: decode.Rules = (),
+        noise: Noise | None = None,
+        guidance: float = 1.0,
+        chunk: int | None = None,
+    ) -> Generated:
+        """Go on from prompts (B, P), of which the first `lengths` symbols of each row are there.
+
+        steps: the most symbols that may come; as many as the shape has room for if None. rules: of `decode`. noise: of
+        B keys; without it they come from torch's default generator. chunk: of reading the prompts. Others: see
+        `sample`. Raises UserError for conditions of another number and guidance that was not trained for.
+        """
+        cond, n = cond or NONE, len(prompt)
         one_for_each(n, cond, noise)
         guidable(guidance, self.drop)
         if guidance != 1 and not cond:
             raise UserError("Guidance needs a condition to be guided by: pass cond, such as space.cond(n, label=3).")
-        device = next(self.net.parameters(), torch.empty(())).device
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=device))
-        if n and guidance != 1:
-            cond = _both(cond, n, device)
-        x, memory = torch.zeros(n, 0, dtype=torch.long, device=device), None
-        for _ in range(math.prod(self.shape) if n else 0):
-            known = x if guidance == 1 else torch.cat((x, x))
-            logits, memory = self._next(known, cond, memory)
-            if guidance != 1:
-                without, given = logits.chunk(2)
-                logits = decode.guided(without, given, guidance)
-            if temperature != 1:
-                logits = decode.temperature(logits, temperature)
-            if top_k is not None:
-                logits = decode.top_k(logits, top_k)
-            x = torch.cat((x, noise.categorical(logits)[:, None]), 1)
-        return x.view(n, *self.shape)
+            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=prompt.device))
+        room = math.prod(self.shape) - prompt.shape[1]
+        return generate(
+            self.steps,
+            prompt,
+            lengths,
+            cond,
+            steps=room if steps is None else steps,
+            choose=noise.categorical,
+            codes=self.codes,
+            rules=rules,
+            end=self.end,
+            chunk=chunk,
+            guidance=guidance,
+        )
 
-    def _next(self, known: Tensor, cond: Cond, memory: Any) -> tuple[Tensor, Any]:
-        """Logits (B, codes) of the symbol after those known (B, i), and the memory, of all but the last known."""
-        if isinstance(self.net, Steps):
-            logits, memory = self.net.step(known if memory is None else known[:, -1:], cond, memory)
-            return logits[:, -1], memory
-        i = known.shape[1]
-        whole = F.pad(known, (0, math.prod(self.shape) - i))  # what is not known yet is not read
-        return self.net(whole.view(-1, *self.shape), cond).flatten(1, -2)[:, i], None
-
-
-def _both(cond: Cond, n: int, device: torch.device) -> Cond:
-    """The conditions of 2n samples: first n without, then n with them."""
-    null = torch.arange(2 * n, device=device) < n
-    twice = each(cond, lambda c: torch.cat((c, c)))
-    return {**twice, "null": null | twice["null"] if "null" in cond else null}
+    @property
+    def steps(self) -> Steps:
+        """The net as one that goes on from what it has seen."""
+        return self.net if isinstance(self.net, Steps) else Passes(self.net, self.shape)

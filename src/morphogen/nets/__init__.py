@@ -2,29 +2,41 @@
 
 from .attention import SelfAttention
 from .autoencoder import Decoder, Encoder
-from .causal import CausalTransformer
+from .causal import CausalSequence, CausalTransformer
 from .conv import Downsample, ResidualBlock, Upsample
 from .critic import Critic, PatchCritic
 from .dcgan import DCGANBody, DCGANGenerator
+from .dilated import TCN, WaveNet
 from .dit import DiT
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
+from .encoder import EncoderDecoder, TransformerEncoder
 from .masked import MADE
 from .mlp import MLP
 from .patch import Patched
+from .positions import ALiBi, Rotary, Sinusoids, T5Relative
 from .r3gan import R3GANBody, R3GANGenerator
+from .recurrent import GRU, LSTM, RNN, Bidirectional
 from .resnet import Reader, ResNet, SpeedNet
 from .spectral import spectrally_normalised
-from .transformer import Attention, Block, CrossAttention, FeedForward
+from .transformer import LLAMA, Attention, Block, CrossAttention, Design, FeedForward
 from .translate import TranslationResNet, TranslationUNet
 from .unet import UNet
 from .vgg import VGG16
 
 __all__ = [
+    "GRU",
+    "LLAMA",
+    "LSTM",
     "MADE",
     "MLP",
+    "RNN",
+    "TCN",
     "VGG16",
+    "ALiBi",
     "Attention",
+    "Bidirectional",
     "Block",
+    "CausalSequence",
     "CausalTransformer",
     "ClassEmbedding",
     "Critic",
@@ -32,9 +44,11 @@ __all__ = [
     "DCGANBody",
     "DCGANGenerator",
     "Decoder",
+    "Design",
     "DiT",
     "Downsample",
     "Encoder",
+    "EncoderDecoder",
     "FeedForward",
     "PatchCritic",
     "Patched",
@@ -43,14 +57,19 @@ __all__ = [
     "Reader",
     "ResNet",
     "ResidualBlock",
+    "Rotary",
     "SelfAttention",
     "Sinusoidal",
+    "Sinusoids",
     "SpeedNet",
+    "T5Relative",
     "TimeEmbedding",
+    "TransformerEncoder",
     "TranslationResNet",
     "TranslationUNet",
     "UNet",
     "Upsample",
+    "WaveNet",
     "drop",
     "spectrally_normalised",
 ]

@@ -8,11 +8,11 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; in U-Nets Ho, Jain & Abbeel 2020
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ..core import Net
@@ -28,25 +28,48 @@ PIECE = 1 << 20  # weights made at a time: what stays in the cache and in the al
 
 
 def attend(
-    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"], causal: bool = False
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b g m d"],
+    v: Float[Tensor, "b g m d"],
+    causal: bool = False,
+    bias: Shaped[Tensor, "#b #h #n m"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """softmax(q k' / sqrt(d)) v, each head by itself.
+    """softmax(q k' / sqrt(d) + bias) v, each head by itself; fewer heads of keys are shared by neighbours of queries.
 
-    causal: the queries are of the last n of the m positions, and each looks at its own and those before.
+    causal: the queries are of the last n of the m positions, and each looks at its own and those before. bias: added to
+    the scores, or booleans, True where a query sees a key; `causal` is then not read.
     """
-    n, m = q.shape[2], k.shape[2]
-    causal = causal and n > 1  # a single query is of the last position, which sees all
+    (h, n), (g, m) = q.shape[1:3], k.shape[1:3]
+    causal = causal and n > 1 and bias is None  # a single query is of the last position, which sees all
+    if g != h and n == 1:  # the queries that share a key are its rows
+        if bias is not None and bias.shape[1] == h:
+            bias = bias.view(-1, g, h // g, m)
+        return attend(q.view(-1, g, h // g, q.shape[3]), k, v, False, bias).view_as(q)
+    if g != h:
+        k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+    if bias is not None and bias.dtype != torch.bool:
+        bias = bias.to(q.dtype)
     most = CAUSAL if causal else PLAIN
     if q.device.type != "cpu" or m > most.get(q.dtype, 0):
         q, k, v = (a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v))  # else the fused kernel declines
         if causal and n != m:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=_past(n, m, q.device))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    hide = _past(n, m, q.device).logical_not_() if causal else None
-    rows = max(1, PIECE // max(1, q.shape[1] * n * m))
+            bias = _past(n, m, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal and bias is None)
+    if causal:
+        bias = _past(n, m, q.device)
+    rows = max(1, PIECE // max(1, h * n * m))
     if rows >= q.shape[0]:
-        return _plain(q, k, v, hide)
-    return torch.cat([_plain(*piece, hide) for piece in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
+        return _plain(q, k, v, bias)
+    pieces = zip(q.split(rows), k.split(rows), v.split(rows), _split(bias, rows, q.shape[0]), strict=True)
+    return torch.cat([_plain(*piece) for piece in pieces])
+
+
+def _split(bias: Tensor | None, rows: int, b: int) -> Sequence[Tensor | None]:
+    """The bias of each piece of so many rows."""
+    if bias is None or bias.ndim < 4 or len(bias) == 1:
+        return [bias] * -(-b // rows)
+    pieces: Sequence[Tensor] = bias.split(rows)
+    return pieces
 
 
 def _past(n: int, m: int, device: torch.device) -> Tensor:
@@ -54,10 +77,10 @@ def _past(n: int, m: int, device: torch.device) -> Tensor:
     return torch.ones(n, m, dtype=torch.bool, device=device).tril_(m - n)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, hide: Tensor | None = None) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, N, M)
-    if hide is not None:
-        scores = scores.masked_fill(hide, -torch.inf)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
     return torch.softmax(scores, -1) @ v
 
 

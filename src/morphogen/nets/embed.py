@@ -29,13 +29,14 @@ from ..core import Net, Noise
 from ..errors import UserError
 
 
-def dense(inputs: int, outputs: int, *, gain: float = 1.0) -> nn.Linear:
-    """A linear layer with Glorot-uniform weights times `gain` (0 makes it start as zero) and zero bias."""
-    linear = nn.Linear(inputs, outputs)
+def dense(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer with Glorot-uniform weights times `gain` (0 makes it start as zero) and zero bias, if any."""
+    linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     with torch.no_grad():
         linear.weight.mul_(gain)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear
 
 

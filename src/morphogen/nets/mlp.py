@@ -12,6 +12,7 @@ activation, which is the same as a one-hot column block with a row for "no label
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from .embed import ClassEmbedding, Sinusoidal, dense
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
+    "gelu tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "selu": F.selu,
     "silu": F.silu,
