@@ -25,6 +25,9 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
+    "chorales-lstm": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
+    "chorales-transformer": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
+    "chorales-wavenet": {"steps": 2, "width": 8, "batch": 2},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
@@ -50,10 +53,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
+    "names-gpt": {"steps": 2, "width": 16, "depth": 1, "batch": 4},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
     "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "shakespeare-gpt": {"steps": 2, "width": 16, "depth": 1, "context": 16, "batch": 2},
+    "shakespeare-lstm": {"steps": 2, "width": 8, "depth": 1, "context": 16, "batch": 2},
     "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
@@ -115,7 +121,10 @@ def step(experiment: Experiment, run: Path) -> None:
 
 def needs(name: str) -> None:
     """Skip where the data of a recipe are not at hand."""
-    if name.startswith(("mnist", "cifar", "one-class", "emoji")) and "MORPHOGEN_DATA" not in os.environ:
+    if (
+        name.startswith(("mnist", "cifar", "one-class", "emoji", "chorales", "shakespeare"))
+        and "MORPHOGEN_DATA" not in os.environ
+    ):
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
 
 
