@@ -178,6 +178,26 @@ class Space(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokens(Protocol):
+    """The way between text and the integers 0 .. size - 1 that a language model reads."""
+
+    size: int
+    specials: tuple[str, ...]
+
+    def encode(self, text: str) -> Any:
+        """The tokens (n,) int32 of a text, as an array of numpy's; special ones never."""
+        ...
+
+    def decode(self, ids: Any, *, specials: bool = False) -> str:
+        """The text of tokens (n,); special ones are left out, or written by name."""
+        ...
+
+    def special(self, name: str) -> int:
+        """The integer of a special token."""
+        ...
+
+
 # ---- capabilities: asked for with can(model, Protocol) -------------------------------------------------------------
 
 

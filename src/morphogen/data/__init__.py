@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .augment import Shift as Shift
     from .augment import Warp as Warp
     from .cifar10 import CIFAR10 as CIFAR10
+    from .corpus import Corpus as Corpus
+    from .corpus import Sequences as Sequences
+    from .corpus import Windows as Windows
+    from .corpus import by_length as by_length
     from .densities import Arcs as Arcs
     from .densities import Checkerboard as Checkerboard
     from .densities import Density as Density
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
+    from .library import Collection as Collection
+    from .library import TextFiles as TextFiles
     from .listing import index as index
     from .medmnist import PneumoniaMNIST as PneumoniaMNIST
     from .mnist import MNIST as MNIST
@@ -56,11 +62,13 @@ if TYPE_CHECKING:
     from .table import names as names
     from .table import open as open
     from .table import show as show
+    from .text import Text as Text
 
 _HOMES = {
     "album": ("Album",),
     "augment": ("Augmented", "Crop", "Dequantise", "Flip", "Shift", "Warp"),
     "cifar10": ("CIFAR10",),
+    "corpus": ("Corpus", "Sequences", "Windows", "by_length"),
     "densities": (
         *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),
@@ -69,6 +77,7 @@ _HOMES = {
     "emoji": ("Emoji",),
     "encoded": ("Encoded",),
     "items": ("Pairs", "Stored", "Tensors"),
+    "library": ("Collection", "TextFiles"),
     "listing": ("index",),
     "medmnist": ("PneumoniaMNIST",),
     "mnist": ("MNIST", "FashionMNIST", "read_idx"),
@@ -78,6 +87,7 @@ _HOMES = {
     "source": ("Buckets", "Shuffled", "in_order"),
     "space": ("Pictures", "Points"),
     "table": ("About", "Parts", "describe", "names", "open", "show"),
+    "text": ("Text",),
 }
 _HOME = {name: module for module, held in _HOMES.items() for name in held}
 __all__ = sorted(_HOME)

@@ -1,0 +1,165 @@
+"""Chat templates: how messages become one text, and which of it the model is to learn.
+
+A template is written in Jinja, as published checkpoints bring theirs (`chat_template` in tokenizer_config.json), and is
+given `messages`, each {"role": …, "content": …}, and `add_generation_prompt`. Jinja is there wherever torch is. It runs
+in its sandbox, without a loader: a template may loop and join, and reaches no file, module or attribute that begins
+with "_", and changes nothing that it is given. What it can do is take long; templates are trusted as far as that.
+
+What a model learns of a chat are its own replies and what ends them. They are found without knowing the template: with
+the messages before it as a chat of their own that asks for a reply, what the whole has more is the reply. A template
+for which the one does not begin the other (it cuts what it strips, or adds a date) is refused, and not guessed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, unknown
+from ..spec import Remembers
+from .tokens import Ids, Vocabulary
+
+Message = Mapping[str, str]
+ROLES = ("system", "user", "assistant")
+CHATML = (  # OpenAI 2023, "Chat markup language"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_OPEN, _SHUT = "\ue000", "\ue001"  # private characters: around the user's own text while a template is filled in
+
+
+class Chat(Remembers):
+    """A chat template.
+
+    template: in Jinja. names: further names that it is given, such as {"bos_token": "<s>"}. roles: who may speak.
+    `sha256` is the hash of both, to be kept with a model. Raises UserError for a template that cannot be read.
+    """
+
+    def __init__(
+        self, template: str = CHATML, names: Mapping[str, str] | None = None, *, roles: Sequence[str] = ROLES
+    ) -> None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self.template, self.names, self.roles = template, dict(names or {}), tuple(roles)
+        self.sha256 = hashlib.sha256(json.dumps([template, sorted(self.names.items())]).encode()).hexdigest()
+        inside = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        inside.globals = {"raise_exception": _refuse, "range": inside.globals["range"], "namespace": _namespace()}
+        try:
+            self._made = inside.from_string(template)
+        except TemplateError as error:
+            raise UserError(f"This chat template cannot be read: {error}.") from None
+
+    def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """The text of messages. ask: with what begins the model's reply. UserError for messages that are none."""
+        from jinja2 import TemplateError
+
+        for i, m in enumerate(messages):
+            if not isinstance(m, Mapping) or not isinstance(m.get("content"), str):
+                raise UserError(f'Message {i + 1} is {str(m)[:60]!r}: give {{"role": "user", "content": "…"}}.')
+            if m.get("role") not in self.roles:
+                raise unknown(f"role (of message {i + 1})", str(m.get("role")), self.roles)
+        given = [dict(m) for m in messages]
+        try:
+            return str(self._made.render(messages=given, add_generation_prompt=ask, **self.names))
+        except UserError:
+            raise
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise UserError(f"The chat template does not take these messages ({str(error)[:120]}).") from None
+
+    def replies(self, messages: Sequence[Message], *, who: str = "assistant") -> list[tuple[int, int]]:
+        """Where in the text the model's own words are: (start, end) of each reply, with what ends it.
+
+        Raises UserError where the text of the first messages does not begin that of all.
+        """
+        whole, found = self.text(messages), []
+        for i, m in enumerate(messages):
+            if m["role"] != who:
+                continue
+            before, after = self.text(messages[:i], ask=True), self.text(messages[: i + 1])
+            if not whole.startswith(after) or not after.startswith(before):
+                raise UserError(
+                    f"In this chat template the text up to message {i + 1} does not begin the text of all, so what is"
+                    " the model's own cannot be told: take a template that only adds, such as CHATML."
+                )
+            found.append((len(before), len(after)))
+        return found
+
+    def encode(self, messages: Sequence[Message], tokens: Vocabulary, *, ask: bool = False) -> tuple[Ids, Ids]:
+        """The tokens (n,) of messages, and 1 where the model is to learn them, else 0 (n,).
+
+        The template's own special names become special tokens; in what people wrote the same signs stay text.
+        """
+        text, own = self.text(messages, ask=ask), [] if ask else self.replies(messages)
+        quoted = _quoted(self, messages, ask, text)
+        cuts = sorted({0, len(text), *(at for span in own + quoted for at in span)})
+        ids, learned = [], []
+        for start, end in zip(cuts, cuts[1:]):  # noqa: B905, RUF007
+            said = any(a <= start and end <= b for a, b in quoted)
+            part = tokens.encode(text[start:end]) if said else _with_specials(text[start:end], tokens)
+            ids.append(part)
+            learned.append(np.full(len(part), any(a <= start and end <= b for a, b in own), np.int32))
+        return np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0, np.int32), *learned])
+
+
+def published(config: str | Path) -> Chat:
+    """The chat template of a checkpoint's tokenizer_config.json. Raises UserError where it has none."""
+    try:
+        page = json.loads(Path(config).read_text(encoding="utf-8"))
+        template = page["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{str(config)!r} holds no chat template: give a checkpoint's tokenizer_config.json.") from None
+    if not isinstance(template, str):
+        raise UserError(f"{str(config)!r} holds several chat templates: give one, as Chat(template).")
+    names = {k: v["content"] if isinstance(v, dict) else v for k, v in page.items() if k.endswith("_token") and v}
+    return Chat(template, {k: v for k, v in names.items() if isinstance(v, str)})
+
+
+def _quoted(chat: Chat, messages: Sequence[Message], ask: bool, text: str) -> list[tuple[int, int]]:
+    """Where in the text what people wrote is: found by marking it. A template that looks into it may say otherwise
+    then, and that is refused.
+    """
+    marked = [{**m, "content": f"{_OPEN}{m['content']}{_SHUT}"} for m in messages]
+    with_marks = chat.text(marked, ask=ask)
+    if any(mark in text for mark in (_OPEN, _SHUT)):
+        raise UserError("These messages hold the private characters U+E000 or U+E001: leave them out.")
+    if with_marks.replace(_OPEN, "").replace(_SHUT, "") != text:
+        raise UserError(
+            "This chat template changes what was written (it strips or cuts it), so its own signs cannot be told from"
+            " the user's: strip the messages first, or take a template that leaves them, such as CHATML."
+        )
+    found, start, at = [], 0, 0
+    for c in with_marks:
+        if c == _OPEN:
+            start = at
+        elif c == _SHUT:
+            found.append((start, at))
+        else:
+            at += 1
+    return found
+
+
+def _with_specials(text: str, tokens: Vocabulary) -> Ids:
+    """Tokens (n,) of a template's own text, in which special names are special tokens."""
+    if not tokens.specials:
+        return tokens.encode(text)
+    longest = sorted(tokens.specials, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest)) + ")", text)
+    made = [np.array([tokens.special(p)], np.int32) if i % 2 else tokens.encode(p) for i, p in enumerate(parts) if p]
+    return np.concatenate([np.zeros(0, np.int32), *made])
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"The chat template refuses these messages: {message}")
+
+
+def _namespace() -> Any:
+    from jinja2.utils import Namespace
+
+    return Namespace
