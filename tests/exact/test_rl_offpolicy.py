@@ -94,7 +94,7 @@ def test_the_net_of_atari_has_its_shapes():
     convolutions = 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 64 * (64 * 9 + 1)
     assert sum(p.numel() for p in net.parameters()) == convolutions + 512 * (3136 + 1) + 18 * 513
     with pytest.raises(UserError, match="too small"):
-        NatureCNN(1, 10)
+        NatureCNN(1, 4)
     with pytest.raises(UserError, match="last 1 of 8 rows"):
         NatureCNN(1, 10, 3, ((4, 3, 1), (4, 3, 2)))
 

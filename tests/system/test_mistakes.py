@@ -3,9 +3,9 @@
 A row says what is `wrong`, what is `typed` (or called in `python`), what the one sentence `says` of it, and, where
 there is one, the right suggestion `near`: the nearest valid thing, or what to do next. Names in braces are made by the
 fixtures `world` and `wrongs`: {run} a generator of the user's own, {reader} a classifier, {flow}, {digits} diffusions
-without classes and with them, {agent} an agent, {plane} a codec, {own} and {faulty} files of recipes, {tmp} the folder of all. `beside`
-marks answers that stand below other lines (notes of a training); `fault` makes the system refuse; `absent` names the
-device that must not be here.
+without classes and with them, {agent} an agent, {plane} a codec, {own} and {faulty} files of recipes, {tmp} the folder
+of all. `beside` marks answers that stand below other lines (notes of a training); `fault` makes the system refuse;
+`absent` names the device that must not be here.
 """
 
 from __future__ import annotations

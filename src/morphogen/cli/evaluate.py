@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seeds import alike
 from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
-from .play import agent_page, alike, home, is_agent, manner, over_seeds, played
+from .play import agent_page, home, is_agent, manner, over_seeds, played
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
@@ -97,7 +98,7 @@ def evaluate(
             if len(ema) > 1:
                 raise UserError("Several runs are compared at one average of their weights: give one with --ema.")
             seeds = [load_run(context, r, checkpoint, device, modules, *ema) for r in (run, *others)]
-            alike(seeds)
+            alike([(r.path, r.page) for r in seeds])
             pages = [agent_page(context, r, n, acting, seed, limit, idle) for r in seeds]
             for page in pages:
                 _kept(Path(page["run"]), page)

@@ -43,8 +43,8 @@ class NatureCNN(Net):
                 )
             if unseen := (side - kernel) % stride:
                 raise UserError(
-                    f"Filters of {kernel}×{kernel} with stride {stride} leave the last {unseen} of {side} rows and columns"
-                    " unseen: choose others that end at the edge."
+                    f"Filters of {kernel}×{kernel} with stride {stride} leave the last {unseen} of {side} rows and"
+                    " columns unseen: choose others that end at the edge."
                 )
             conv = nn.Conv2d(inputs, count, kernel, stride)
             nn.init.xavier_uniform_(conv.weight)

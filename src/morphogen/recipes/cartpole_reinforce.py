@@ -1,4 +1,4 @@
-"""REINFORCE with a learnt baseline keeps a pole upright: returns to the end, one step of learning for a stretch."""
+"""REINFORCE with a learnt baseline keeps a pole upright: returns to the end of an episode, a step for each stretch."""
 
 from __future__ import annotations
 

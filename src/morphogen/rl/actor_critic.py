@@ -26,11 +26,11 @@ from torch import Tensor
 
 from ..core import Act, Batch, Loss, Model, Net, Noise
 from ..errors import UserError
+from ..nets.recurrent import Recurrence
 from ..spec import Remembers
 from .losses import approximate_kl, clipped_share, clipped_surrogate, clipped_value, policy_gradient, squared
 from .moments import Moments
 from .policy import Law
-from .recurrent import Core
 from .rollouts import Reviews
 
 
@@ -74,9 +74,9 @@ class ActorCritic(Model):
 
     actor: says the parameters (B, law.outputs). critic: says V (B, 1); None: there is no baseline. law: of the actions
     (policy.py). surrogate: the policy's loss. value, entropy: c_v and c_e. value_clip: how far V may move from what it
-    was, counted (None: anywhere). core: of a policy with a memory (recurrent.py); it is learnt from batches cut
-    `by_environment`. observations, returns: moments, learnt on the way, by which what is seen is standardised, and
-    rewards are scaled. Raises UserError where moments of the returns have no critic to learn them.
+    was, counted (None: anywhere). core: of a policy with a memory, zeros at the beginning of an episode; it is learnt
+    from batches cut `by_environment`. observations, returns: moments, learnt on the way, by which what is seen is
+    standardised, and rewards are scaled. Raises UserError where moments of the returns have no critic to learn them.
     """
 
     judged_greedy: ClassVar[bool] = False  # the papers report the returns of the law that is learnt
@@ -91,7 +91,7 @@ class ActorCritic(Model):
         value: float = 0.5,
         entropy: float = 0.0,
         value_clip: float | None = None,
-        core: Core | None = None,
+        core: Recurrence | None = None,
         observations: Moments | None = None,
         returns: Moments | None = None,
     ) -> None:
@@ -144,8 +144,7 @@ class ActorCritic(Model):
     def _remembered(self, seen: Tensor, memory: Any) -> tuple[Tensor, Any]:
         if self.core is None:
             return seen, None
-        h, memory = self.core(seen[:, None], memory)
-        return h[:, 0], memory
+        return self.core.step(seen, memory)
 
     def _told(self, seen: Tensor, h: Tensor, params: Tensor, action: Tensor) -> dict[str, Tensor]:
         told = {"logp": self.law.log_prob(params, action)}
@@ -171,7 +170,7 @@ class ActorCritic(Model):
         if self.core is not None:
             if "memory" not in batch:
                 raise UserError("A policy with a memory learns from whole stretches: give Rollouts cut=by_environment.")
-            h, _ = self.core(h, batch["memory"], batch["begins"])  # (B, T, ...)
+            h, _ = self.core(h, batch["memory"], begins=batch["begins"])  # (B, T, ...)
             h, batch = h.flatten(0, 1), {k: _steps(v) for k, v in batch.items() if k != "memory"}
         info = batch["info"]
         params = self.actor(h)

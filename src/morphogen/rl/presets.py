@@ -32,11 +32,11 @@ import math
 
 from ..nets.mlp import MLP
 from ..nets.orthogonal import orthogonal
+from ..nets.recurrent import LSTM
 from .actor_critic import ActorCritic, Clipped, PolicyGradient
 from .env.env import Box, Choice, Env
 from .moments import Moments
 from .policy import Categorical, DiagonalNormal
-from .recurrent import LSTM
 
 
 def ppo(

@@ -177,6 +177,11 @@ class Online(Remembers):
             "key": keys(player.index, player.place.seed, _ORDER, player.steps),
         }
 
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far: an action that is only chosen is none yet."""
+        return (self._player.steps - bool(self._ahead)) * self.env.envs
+
     def state(self) -> State:
         """The player, and the action chosen ahead."""
         return {"player": self._player.state(), "ahead": self._ahead}
@@ -423,6 +428,11 @@ class Rollouts(Remembers):
         for t in rows["truncated"].any(1).nonzero().flatten().tolist():
             after[t] = torch.where(rows["truncated"][t], value(*ends[t]), after[t])
         return after
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._player.steps * self.env.envs
 
     def state(self) -> State:
         """The player, and the stretch that is in use."""
