@@ -24,7 +24,7 @@ REG = Registry(
     "ppo",
     rounds=10,
     slice=0.1,
-    budget=900,
+    budget=600,
     needs={"sb3": ("stable_baselines3",), "cleanrl": ("gymnasium", "tyro", "tensorboard"), "morphogen": ("gymnasium",)},
     pairs=[
         *(
@@ -121,6 +121,44 @@ def solving(tensors: bool) -> Work:
     return Work({"time_to_475": Metric(run, "s", kind="time", once=True, warmup=0)}, config, ("torch", "morphogen"))
 
 
+def many() -> Work:
+    """4,096 tensor cart-poles at random, and PPO on them: stretches of 16 steps, 4 epochs of minibatches of 8,192."""
+    import torch
+
+    from morphogen.core import Noise, Place
+    from morphogen.experiment import Data
+    from morphogen.hooks import Voice
+    from morphogen.rl.env import CartPole, Simulated
+    from morphogen.rl.presets import ppo
+    from morphogen.rl.rollouts import Rollouts, standard
+    from morphogen.train import Trainer, Training
+
+    envs, device = 64 if smoking() else 4096, torch.device("cpu")
+    env = Simulated(CartPole(), envs)
+    env.start(Place())
+    env.reset()
+    action = Noise.seeded(0, envs).integers(2)
+
+    def step() -> None:
+        for _ in range(20):
+            env.step(action)
+
+    source = Rollouts(Simulated(CartPole(), envs), 16, epochs=4, pieces=8, finish=standard)
+    trainer = Trainer(10**9, clip=0.5, save_every=10**9, log_every=1000)
+    training = Training(trainer, ppo(env), Data(source), Path(tempfile.mkdtemp()), seed=0, device=device, voice=Voice())
+    training.begin()
+
+    def train() -> None:
+        for _ in range(32):
+            training.advance()
+
+    metrics = {
+        "step": Metric(step, "env-steps/s", units=20.0 * envs),
+        "train": Metric(train, "env-steps/s", units=16.0 * envs, once=True),
+    }
+    return Work(metrics, {"envs": envs, "length": 16, "epochs": 4, "pieces": 8}, ("torch", "morphogen"))
+
+
 for of, (spec, _) in SPECS.items():
     REG.add(f"morphogen/{of}", functools.partial(morphogen, of), of, smoke=of == "cartpole")
     for peer in ("sb3", "cleanrl"):
@@ -129,3 +167,4 @@ REG.add("morphogen/solve", functools.partial(solving, False), "solve")
 REG.add("morphogen/solve on tensors", functools.partial(solving, True), "solve")
 for peer in ("sb3", "cleanrl"):
     REG.add(f"{peer}/solve", functools.partial(peers.build_solve, peer, 1), "solve")
+REG.add("morphogen/4096 tensors", many, "many", smoke=True)
