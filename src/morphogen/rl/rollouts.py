@@ -4,8 +4,9 @@
     Recent     the last n steps of every environment, one newer in each batch: methods of n steps
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
-All store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). What they remember is their state: where the environment's state can be saved, a resumed
-run goes on with the same batches, and else the environment says in a sentence that it cannot.
+All store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). What they remember is their
+state: where the environment's state can be saved, a resumed run goes on with the same batches, and else the environment
+says in a sentence that it cannot.
 
 Of each batch `score` (B,) is the mean return of the last hundred episodes that ended, and of those in progress before
 one has: a number to log.
