@@ -256,6 +256,8 @@ class Rollouts(Remembers):
             )
         if piece == 0 or self._mixed is None:
             self._mixed = self._mix(epoch)
+        if self.pieces == 1:
+            return self.finish(self._mixed)
         return self.finish(each(self._mixed, lambda t: t[piece * n : (piece + 1) * n]))
 
     def _mix(self, epoch: int) -> dict[str, Any]:
