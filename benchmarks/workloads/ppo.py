@@ -24,7 +24,7 @@ REG = Registry(
     "ppo",
     rounds=10,
     slice=0.1,
-    budget=600,
+    budget=420,
     needs={"sb3": ("stable_baselines3",), "cleanrl": ("gymnasium", "tyro", "tensorboard"), "morphogen": ("gymnasium",)},
     pairs=[
         *(
