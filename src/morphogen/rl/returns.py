@@ -153,7 +153,7 @@ def following(value: Tensor, last: Tensor) -> Tensor:
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """1 − Var(target − value) / Var(target): 1 for a perfect critic, 0 for a constant (and of no variance), over ranks."""
+    """1 − Var(target − value) / Var(target), over ranks: 1 for a perfect critic, 0 for a constant (or no variance)."""
     spread = _variance(target)
     left = _variance(target - value) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
     return torch.where(spread > 0, 1 - left, torch.zeros_like(spread))
