@@ -2,8 +2,9 @@
 
 Env-steps a second on gymnasium's CartPole-v1 (8 environments) and HalfCheetah-v5 (one), and the seconds until the mean
 return of the last 20 episodes is 475 on CartPole, by the tuned numbers of rl-baselines3-zoo, a seed for each round;
-ours also on the tensors of `Simulated(CartPole())`. CleanRL's scripts run as they are from a checkout (peers/rl.py). On
-HalfCheetah CleanRL standardises what is seen and earned and stable-baselines3 does not; ours does.
+ours also on the tensors of `Simulated(CartPole())`, of which it takes 64 at once, by numbers that suit so many.
+CleanRL's scripts run as they are from a checkout (peers/rl.py). On HalfCheetah CleanRL standardises what is seen and
+earned and stable-baselines3 does not; ours does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import Metric, Registry, Work, import_file
+from harness import Metric, Registry, Work, import_file, smoking
 
 peers = import_file(Path(__file__).resolve().parent.parent / "peers" / "rl.py", "peers_rl")
 CAP, WINDOW = 100_000, 20
@@ -23,7 +24,7 @@ REG = Registry(
     "ppo",
     rounds=10,
     slice=0.1,
-    budget=900,
+    budget=600,
     needs={"sb3": ("stable_baselines3",), "cleanrl": ("gymnasium", "tyro", "tensorboard"), "morphogen": ("gymnasium",)},
     pairs=[
         *(
@@ -36,9 +37,11 @@ REG = Registry(
     ],
 )
 SPECS: Mapping[str, tuple[str, int]] = {
-    "cartpole": ("ppo-cartpole", 8192),
-    "halfcheetah": ("ppo-halfcheetah", 4096),
+    "cartpole": ("ppo-cartpole", 16_384),
+    "halfcheetah": ("ppo-halfcheetah", 8192),
 }
+for _spec, _steps in SPECS.values():
+    peers.SPECS[_spec]["steps"] = _steps  # so long that what comes before the first step hardly counts
 
 
 def _ours(of: str, steps: int, seed: int, tensors: bool = False, watched: bool = False) -> tuple[bool, int]:
@@ -48,24 +51,28 @@ def _ours(of: str, steps: int, seed: int, tensors: bool = False, watched: bool =
     from morphogen.experiment import Data
     from morphogen.hooks import Voice
     from morphogen.optim import AdamW, Linear
-    from morphogen.rl.env import CartPole, Gymnasium, Simulated
+    from morphogen.rl.env import CartPole, Env, Gymnasium, Simulated
     from morphogen.rl.presets import ppo
     from morphogen.rl.rollouts import GAE, Rollouts, standard
     from morphogen.train import Trainer, Training
 
     torch.manual_seed(seed)
-    if of == "cartpole":
-        env = Simulated(CartPole(), 8) if tensors else Gymnasium("CartPole-v1", 8)
-        updates = max(1, steps // 256) * 20
-        model, rate = ppo(env, until=max(1, CAP // 256) * 20), 1e-3
-        source = Rollouts(env, 32, estimate=GAE(0.98, 0.8), epochs=20, finish=standard)
+    if of == "halfcheetah":
+        env: Env = Gymnasium("HalfCheetah-v5", 1)
+        source, each, rate = Rollouts(env, 2048, epochs=10, pieces=32, finish=standard), 320, 3e-4
+        model = ppo(env, value_clip=0.2, observations=True, returns=True)
+    elif tensors:
+        env = Simulated(CartPole(), 64)
+        source = Rollouts(env, 16, estimate=GAE(0.98, 0.8), epochs=4, pieces=4, finish=standard)
+        each, rate, model = 16, 5e-3, ppo(env, until=CAP // 1024 * 16)
     else:
-        env = Gymnasium("HalfCheetah-v5", 1)
-        updates = max(1, steps // 2048) * 320
-        model, rate = ppo(env, value_clip=0.2, observations=True, returns=True), 3e-4
-        source = Rollouts(env, 2048, epochs=10, pieces=32, finish=standard)
+        env = Gymnasium("CartPole-v1", 8)
+        source = Rollouts(env, 32, estimate=GAE(0.98, 0.8), epochs=20, finish=standard)
+        each, rate, model = 20, 1e-3, ppo(env, until=CAP // 256 * 20)
+    stretch = env.envs * source.length
+    updates = max(1, steps // stretch) * each
     trainer = Trainer(
-        CAP // 256 * 20 if watched else updates,
+        updates,
         optim=AdamW(rate, eps=1e-5, schedule=Linear(flat=0.0)),
         clip=0.5,
         save_every=10**9,
@@ -77,13 +84,15 @@ def _ours(of: str, steps: int, seed: int, tensors: bool = False, watched: bool =
     for step in range(updates):
         training.advance()
         recent = source._player.recent
-        if watched and step % 20 == 0 and len(recent) >= WINDOW and sum(list(recent)[-WINDOW:]) / WINDOW >= 475:
-            return True, (step // 20 + 1) * 256
+        if watched and step % each == 0 and len(recent) >= WINDOW and sum(list(recent)[-WINDOW:]) / WINDOW >= 475:
+            return True, (step // each + 1) * stretch
     return False, steps
 
 
 def morphogen(of: str) -> Work:
     spec, steps = SPECS[of]
+    if smoking():
+        steps = 256 if of == "cartpole" else 2048
     seed = [0]
 
     def run() -> int:
@@ -112,11 +121,50 @@ def solving(tensors: bool) -> Work:
     return Work({"time_to_475": Metric(run, "s", kind="time", once=True, warmup=0)}, config, ("torch", "morphogen"))
 
 
+def many() -> Work:
+    """4,096 tensor cart-poles at random, and PPO on them: stretches of 16 steps, 4 epochs of minibatches of 8,192."""
+    import torch
+
+    from morphogen.core import Noise, Place
+    from morphogen.experiment import Data
+    from morphogen.hooks import Voice
+    from morphogen.rl.env import CartPole, Simulated
+    from morphogen.rl.presets import ppo
+    from morphogen.rl.rollouts import Rollouts, standard
+    from morphogen.train import Trainer, Training
+
+    envs, device = 64 if smoking() else 4096, torch.device("cpu")
+    env = Simulated(CartPole(), envs)
+    env.start(Place())
+    env.reset()
+    action = Noise.seeded(0, envs).integers(2)
+
+    def step() -> None:
+        for _ in range(20):
+            env.step(action)
+
+    source = Rollouts(Simulated(CartPole(), envs), 16, epochs=4, pieces=8, finish=standard)
+    trainer = Trainer(10**9, clip=0.5, save_every=10**9, log_every=1000)
+    training = Training(trainer, ppo(env), Data(source), Path(tempfile.mkdtemp()), seed=0, device=device, voice=Voice())
+    training.begin()
+
+    def train() -> None:
+        for _ in range(32):
+            training.advance()
+
+    metrics = {
+        "step": Metric(step, "env-steps/s", units=20.0 * envs),
+        "train": Metric(train, "env-steps/s", units=16.0 * envs, once=True),
+    }
+    return Work(metrics, {"envs": envs, "length": 16, "epochs": 4, "pieces": 8}, ("torch", "morphogen"))
+
+
 for of, (spec, _) in SPECS.items():
-    REG.add(f"morphogen/{of}", functools.partial(morphogen, of), of, smoke=True)
+    REG.add(f"morphogen/{of}", functools.partial(morphogen, of), of, smoke=of == "cartpole")
     for peer in ("sb3", "cleanrl"):
         REG.add(f"{peer}/{of}", functools.partial(peers.build, peer, spec, 1), of)
 REG.add("morphogen/solve", functools.partial(solving, False), "solve")
 REG.add("morphogen/solve on tensors", functools.partial(solving, True), "solve")
 for peer in ("sb3", "cleanrl"):
     REG.add(f"{peer}/solve", functools.partial(peers.build_solve, peer, 1), "solve")
+REG.add("morphogen/4096 tensors", many, "many", smoke=True)
