@@ -4,8 +4,9 @@ A classifier is held against its test items. A generator's samples are held agai
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
 values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
 and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, those of stacked digits by
-theirs, and on request those that are drawn without a class by the classes that the judge reads. Whatever has a
-likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
+theirs, and on request those that are drawn without a class by the classes that the judge reads. A law of text or music
+is held to the test items alone, all of them. Whatever has a likelihood is measured by that too, and a codec that writes
+integers by how many of them it uses.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def measure_run(
     from ..core import Samples, can
     from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
+    from ..metrics.language import Counted, Sequential
     from ..metrics.translation import Translates
     from .receipts import command, machine, now
 
@@ -186,6 +188,10 @@ def measure_run(
     if can(run.model, Translates) and n:
         found, page["judge"] = _translations(context, run, test, n, judge, seed)
         page["n"], measures = min(n, len(test)), measures | found
+    elif isinstance(run.model, Sequential) and isinstance(run.space, Counted):
+        found, page["likelihood_seconds"] = _sequences(context, run, test, likelihood)
+        measures |= found
+        likelihood = 0
     elif can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
@@ -280,6 +286,20 @@ def _likelihoods(
             truth = test.density.log_prob(batch["x"], told)
             found["KL"] = mean_of(truth - said.each, "nats from the known density, normal interval")
     return found, seconds
+
+
+def _sequences(context: Context, run: Run, test: Items, n: int) -> tuple[dict[str, Measure], dict[str, float]]:
+    """What a law of sequences says of the held-out ones: of all, or of n of them; and how long it took."""
+    from ..metrics.language import sequences
+
+    count = len(test) if n in (0, -1) else min(n, len(test))
+    if n < -1 or count < 2:
+        raise UserError(f"--likelihood {n} has no interval: take 2 or more test items, or -1 for all of them.")
+    began = time.perf_counter()
+    context.tell.note(f"The log-probability of {count} test items …")
+    with context.tell.progress("log_prob", count) as progress:
+        found = sequences(run.model, test, run.space, n=count, device=_device(run), progress=progress)
+    return found, {"log_prob": round(time.perf_counter() - began, 3)}
 
 
 # ---- samples -------------------------------------------------------------------------------------------------------

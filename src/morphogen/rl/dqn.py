@@ -78,7 +78,8 @@ class DQN(Model):
     def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
         """ε-greedy actions (B,) for observations (B, ...)."""
         epsilon = 1 - (1 - self.epsilon) * min(1.0, self.step / self.explore)
-        explores, any_action = noise.uniform() < epsilon, noise.integers(self.actions)
+        chance = noise.uniform(2, dtype=torch.float64)  # one draw for both: of few environments it is all calls
+        explores, any_action = chance[:, 0] < epsilon, (chance[:, 1] * self.actions).long()
         if explores.is_cpu and bool(explores.all()):  # elsewhere reading the flag costs more than the net
             return Act(any_action)
         return Act(torch.where(explores, any_action, self.net(obs).argmax(1)))
