@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -198,9 +199,9 @@ class Simulated(Remembers):
             obs = torch.where(_across(ended, final), self.task.observe(self._here), final)
         elif len(which := ended.nonzero()[:, 0]):
             fresh = self.task.begin(Noise(keys(self._key[which], self._steps)))
-            self._here = there.state.index_copy(0, which, fresh)
+            self._here = there.state.index_put((which,), fresh)
             self._elapsed = self._elapsed.index_fill(0, which, 0)
-            obs = final.index_copy(0, which, self.task.observe(fresh))
+            obs = final.index_put((which,), self.task.observe(fresh))
         else:
             self._here, obs = there.state, final
         return Step(obs, there.reward, there.terminated, truncated, final)
@@ -230,7 +231,18 @@ class Simulated(Remembers):
 
     def _noise(self) -> Noise:
         self._steps += 1
-        return Noise(keys(self._key, self._steps))
+        return _Later(self._key, self._steps)
+
+
+class _Later(Noise):
+    """Noise whose keys are made when it is drawn from, which most tasks never do."""
+
+    def __init__(self, key: Tensor, step: int) -> None:
+        self._from, self._step, self._draws = key, step, 0
+
+    @cached_property
+    def key(self) -> Tensor:  # type: ignore[override]
+        return keys(self._from, self._step)
 
 
 def _across(flag: Tensor, like: Tensor) -> Tensor:
