@@ -73,8 +73,8 @@ def test_an_ensemble_is_its_members(members, outputs):
     assert out.shape == (members, 4, outputs)
     for i in range(members):
         h = x
-        for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
-            h = h @ w[i] + b[i]
+        for k, layer in enumerate([*net.hidden, net.last]):
+            h = h @ layer.weight[i] + layer.bias[i]
             h = F.relu(h) if k < 3 else h
         torch.testing.assert_close(out[i], h)
     torch.manual_seed(0)
