@@ -135,6 +135,17 @@ class Source(Protocol):
         """Continue from `state`."""
 
 
+@runtime_checkable
+class Lives(Protocol):
+    """A source whose batches come of acting. Who asks: the log, since learning curves are over what was lived through.
+
+    env_steps: steps taken so far, of all environments on all ranks.
+    """
+
+    @property
+    def env_steps(self) -> int: ...
+
+
 class CannotRestore(Exception):
     """Raised by `Source.state` in one sentence: what of this source is not exact after a resume."""
 

@@ -23,10 +23,13 @@ from morphogen.adversarial.translate import CycleGAN, Pix2Pix
 from morphogen.autoregressive import Autoregressive
 from morphogen.core import Bounds, LogProb, Model, Source
 from morphogen.data.augment import Augmented, Binarise, Shift, Warp
+from morphogen.data.corpus import Corpus, Windows
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
 from morphogen.data.edges import thick_negative
 from morphogen.data.items import Tensors
+from morphogen.data.library import Collection
+from morphogen.data.near import Cooccurrences
 from morphogen.data.paired import Derived, Unpaired
 from morphogen.data.source import Shuffled
 from morphogen.diffusion import (
@@ -46,6 +49,16 @@ from morphogen.diffusion.langevin import MALA, ULA
 from morphogen.diffusion.matching import Denoising, Energy, Implicit, ScoreModel, Sliced, SlicedVR
 from morphogen.diffusion.path import Linear
 from morphogen.flows import iaf, maf, realnvp
+from morphogen.language import (
+    CBOW,
+    Characters,
+    GloVe,
+    HierarchicalSoftmax,
+    NegativeSampling,
+    SkipGram,
+    Word2Vec,
+)
+from morphogen.language.word2vec import Output, Predictor
 from morphogen.latent.autoencoder import L1, Autoencoder, Contractive
 from morphogen.latent.hierarchical import Ladder, Rung
 from morphogen.latent.latent import Latent
@@ -102,6 +115,16 @@ class Instance(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012  (never written to)
     normalise: Everything | None = None
     cond: dict[str, Any] | None = None
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _words(predictor: Predictor, output: Output) -> Instance:
+    text = Corpus(Collection("names"), Characters(LETTERS))
+    counts = [100 + i for i in range(len(LETTERS))]
+    model = Word2Vec(counts, 50, 4, predictor=predictor, output=output, window=2, subsample=None)
+    return Instance(model, Shuffled(Windows(text, 12), 6))
 
 
 def _net() -> MLP:
@@ -365,6 +388,11 @@ MODELS: dict[str, Callable[[], Instance]] = {
             pool=5,
         ),
         Unpaired(*(Shuffled(Digits("train"), 6) for _ in range(2))),
+    ),
+    "skip-gram, negative sampling": lambda: _words(SkipGram(), NegativeSampling(2, shared=4, block=4)),
+    "cbow, hierarchical softmax": lambda: _words(CBOW(), HierarchicalSoftmax()),
+    "glove": lambda: Instance(
+        GloVe(27, 4, x_max=20.0), Shuffled(Cooccurrences(Corpus(Collection("names"), Characters(LETTERS))), 64)
     ),
     "tabular control": lambda: Instance(
         Control(random_mdp(5, 3, ends=0.1), sarsa, gamma=0.9), Online(Simulated(random_mdp(5, 3, ends=0.1), 6))

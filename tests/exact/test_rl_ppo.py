@@ -91,8 +91,8 @@ def test_what_it_can_do():
 
 
 def test_it_learns_to_balance(tmp_path):
-    """A fifth of the recipe: far above chance (22 steps), on gymnasium's physics."""
-    made = cartpole_ppo(steps=360)
+    """A seventh of the recipe's experience: far above chance (22 steps)."""
+    made = cartpole_ppo(experience=15_360, envs=16, length=64, pieces=4, epochs=6, lr=2.5e-3, gamma=0.99, lam=0.95)
     assert isinstance(made.data, Data)
     run = Experiment(made.model, made.data, made.trainer).train(tmp_path, seed=0, device="cpu", voice=Voice())
-    assert run.log()[-1]["score"] > 80
+    assert run.log()[-1]["score"] > 60

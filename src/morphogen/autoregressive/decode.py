@@ -33,12 +33,17 @@ Logits = Float[Tensor, "b codes"]
 
 
 class Seen(NamedTuple):
-    """What a rule may look at: the symbols of each row, how many there are, were given, and may yet come."""
+    """What a rule may look at: the symbols of each row, how many there are, and were given; the most that may come."""
 
     tokens: Int[Tensor, "b t"]
     lengths: Int[Tensor, " b"]
     given: Int[Tensor, " b"]
-    left: int
+    steps: int
+
+    @property
+    def left(self) -> Tensor:
+        """How many may yet come (B,)."""
+        return self.given + self.steps - self.lengths
 
     @property
     def there(self) -> Tensor:

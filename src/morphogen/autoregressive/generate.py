@@ -201,7 +201,7 @@ def stream(
             without, told_of = logits.chunk(2)
             logits = guided(without, told_of, guidance)
         if rules:
-            logits = applied(logits, Seen(tokens[:, :most], own, given, left), rules)
+            logits = applied(logits, Seen(tokens[:, :most], own, given, steps), rules)
         x = choose(logits)
         if end is not None:
             x = torch.where(live, x, end)

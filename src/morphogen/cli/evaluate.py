@@ -4,8 +4,9 @@ A classifier is held against its test items. A generator's samples are held agai
 was asked for, can one learn from them, how far are the judge's features of them from those of real items), or by the
 values themselves; translations of pictures also against the truth. A net that was told no classes is asked for none,
 and only the distances are taken. Samples of a mixture of Gaussians are told by its modes, those of stacked digits by
-theirs, and on request those that are drawn without a class by the classes that the judge reads. Whatever has a
-likelihood is measured by that too, and a codec that writes integers by how many of them it uses.
+theirs, and on request those that are drawn without a class by the classes that the judge reads. A law of text or music
+is held to the test items alone, all of them. Whatever has a likelihood is measured by that too, and a codec that writes
+integers by how many of them it uses.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seeds import alike
 from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
-from .play import agent_page, alike, home, is_agent, manner, over_seeds, played
+from .play import agent_page, home, is_agent, manner, over_seeds, played
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
@@ -97,7 +99,7 @@ def evaluate(
             if len(ema) > 1:
                 raise UserError("Several runs are compared at one average of their weights: give one with --ema.")
             seeds = [load_run(context, r, checkpoint, device, modules, *ema) for r in (run, *others)]
-            alike(seeds)
+            alike([(r.path, r.page) for r in seeds])
             pages = [agent_page(context, r, n, acting, seed, limit, idle) for r in seeds]
             for page in pages:
                 _kept(Path(page["run"]), page)
@@ -167,6 +169,7 @@ def measure_run(
     from ..core import Samples, can
     from ..metrics.codes import Writes, code_use, written
     from ..metrics.judge import Judge
+    from ..metrics.language import Counted, Sequential
     from ..metrics.translation import Translates
     from .receipts import command, machine, now
 
@@ -185,6 +188,10 @@ def measure_run(
     if can(run.model, Translates) and n:
         found, page["judge"] = _translations(context, run, test, n, judge, seed)
         page["n"], measures = min(n, len(test)), measures | found
+    elif isinstance(run.model, Sequential) and isinstance(run.space, Counted):
+        found, page["likelihood_seconds"] = _sequences(context, run, test, likelihood)
+        measures |= found
+        likelihood = 0
     elif can(run.model, Samples) and n:
         page |= {"n": n, "options": plain_options(options)}
         found, page["judge"] = _samples(context, run, test, n, judge, seed, options)
@@ -279,6 +286,20 @@ def _likelihoods(
             truth = test.density.log_prob(batch["x"], told)
             found["KL"] = mean_of(truth - said.each, "nats from the known density, normal interval")
     return found, seconds
+
+
+def _sequences(context: Context, run: Run, test: Items, n: int) -> tuple[dict[str, Measure], dict[str, float]]:
+    """What a law of sequences says of the held-out ones: of all, or of n of them; and how long it took."""
+    from ..metrics.language import sequences
+
+    count = len(test) if n in (0, -1) else min(n, len(test))
+    if n < -1 or count < 2:
+        raise UserError(f"--likelihood {n} has no interval: take 2 or more test items, or -1 for all of them.")
+    began = time.perf_counter()
+    context.tell.note(f"The log-probability of {count} test items …")
+    with context.tell.progress("log_prob", count) as progress:
+        found = sequences(run.model, test, run.space, n=count, device=_device(run), progress=progress)
+    return found, {"log_prob": round(time.perf_counter() - began, 3)}
 
 
 # ---- samples -------------------------------------------------------------------------------------------------------

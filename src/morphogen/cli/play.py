@@ -142,24 +142,6 @@ def over_seeds(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"runs": [p["run"] for p in pages], **shared, "measures": {k: m._asdict() for k, m in found.items()}}
 
 
-def alike(runs: Sequence[Run]) -> None:
-    """Raise UserError unless the runs differ in their seeds alone."""
-    from ..spec import differences
-
-    first, seeds = runs[0], [r.seed for r in runs]
-    for other in runs[1:]:
-        if found := differences(first.page["experiment"], other.page["experiment"]):
-            raise UserError(
-                f"The runs {str(first.path)!r} and {str(other.path)!r} are not seeds of one experiment: {found[0]}."
-                " Evaluate them one by one."
-            )
-    twice = next((s for s in seeds if seeds.count(s) > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"Two of the runs have the seed {twice}, which says nothing new: train one with another --seed."
-        )
-
-
 def played(page: dict[str, Any]) -> str:
     """What was played, in a line."""
     many = page.get("runs")

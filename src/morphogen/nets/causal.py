@@ -212,7 +212,7 @@ class CausalTransformer(Causal):
 
     def memory(self, room: int | None = None, slack: int = 0) -> Memory:
         """See `Causal.memory`."""
-        most = self.length if room is None else min(room, self.length)
+        most = (self.length if room is None else min(room, self.length)) + slack
         return Memory(len(self.blocks), most, window=self.design.window, slack=slack)
 
     def read(

@@ -13,7 +13,7 @@ def cartpole_recurrent(
     pieces: int = 2,
     memory: int = 32,
     width: int = 32,
-    lr: float = 2e-3,
+    lr: float = 1e-3,
     gamma: float = 0.98,
     lam: float = 0.9,
     clip: float = 0.2,
@@ -34,7 +34,7 @@ def cartpole_recurrent(
 
     env = Simulated(CartPole(velocities=False), envs)
     steps = max(1, experience // (envs * length)) * epochs * pieces
-    model = ppo(env, clip=clip, until=steps, width=width, memory=memory, observations=True)
+    model = ppo(env, clip=clip, until=steps, width=width, memory=memory, observations=True, returns=True)
     cut = by_environment if memory else by_step
     source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, cut=cut, finish=standard)
     optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))

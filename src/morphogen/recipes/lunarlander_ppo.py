@@ -8,9 +8,9 @@ from ..experiment import Data, Experiment
 def lunarlander_ppo(
     experience: int = 1_000_000,
     envs: int = 16,
-    length: int = 1024,
-    epochs: int = 4,
-    pieces: int = 32,
+    length: int = 256,
+    epochs: int = 6,
+    pieces: int = 8,
     width: int = 64,
     lr: float = 1e-3,
     gamma: float = 0.999,
@@ -18,7 +18,7 @@ def lunarlander_ppo(
     clip: float = 0.2,
     entropy: float = 0.01,
 ) -> Experiment:
-    """Two perceptrons, an actor and a critic, learn to land.
+    """Two perceptrons, an actor and a critic, learn to land; what they see and earn is standardised.
 
     experience: steps of all environments together. envs, length: environments, and their steps in a stretch. epochs,
     pieces: how often each stretch is gone through, in how many minibatches. width: units of the two hidden layers. lr:
@@ -33,7 +33,7 @@ def lunarlander_ppo(
 
     env = Gymnasium("LunarLander-v3", envs)
     steps = max(1, experience // (envs * length)) * epochs * pieces
-    model = ppo(env, clip=clip, entropy=entropy, width=width)
+    model = ppo(env, clip=clip, entropy=entropy, width=width, observations=True, returns=True)
     source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard)
     optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
     trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))

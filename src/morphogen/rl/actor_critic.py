@@ -189,20 +189,17 @@ class ActorCritic(Model):
 
     def _lessons(self, batch: Batch) -> dict[str, Tensor]:
         """What the moments learn from: each sample when it is served for the first time."""
-        if self.observations is None and self.returns is None:
+        if (self.observations is None and self.returns is None) or bool(batch["epoch"].any()):
             return {}
-        lessons = {"first": batch["epoch"] == 0}
-        if self.observations is not None:
-            lessons["observations"] = batch["obs"]
+        lessons = {"observations": batch["obs"]} if self.observations is not None else {}
         if self.returns is not None:
             lessons["returns"] = batch["return"] * batch["info"]["unit"]
-        return {k: v.detach() for k, v in lessons.items()}
+        return lessons
 
     def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
         """Take new samples into the moments."""
-        for moments, name in ((self.observations, "observations"), (self.returns, "returns")):
-            if moments is not None and bool(seen["first"].all()):
-                moments.add(seen[name])
+        for name, x in seen.items():
+            getattr(self, name).add(x)
 
 
 def _steps(value: Any) -> Any:

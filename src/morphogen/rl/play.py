@@ -35,7 +35,7 @@ class Episodes(NamedTuple):
 
 
 @runtime_checkable
-class Lives(Protocol):
+class HasEnv(Protocol):
     """A source of experience: what comes of acting in its environments."""
 
     env: Env
@@ -50,7 +50,7 @@ class Wraps(Protocol):
 
 def environment(source: Any) -> Env | None:
     """The environments of a source, from under whatever wraps it; None where it has none."""
-    while not isinstance(source, Lives):
+    while not isinstance(source, HasEnv):
         if not isinstance(source, Wraps):
             return None
         source = source.source

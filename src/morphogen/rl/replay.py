@@ -178,6 +178,11 @@ class Replay(Remembers):
             "info": each(held["info"], lambda t: t[place]),
         }
 
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._total * self.env.envs
+
     def state(self) -> State:
         """The player and the whole memory."""
         count = min(self._total, self._rows)

@@ -50,13 +50,13 @@ class Player:
         self.recent: deque[float] = deque(maxlen=100)
         self._actor: Model | None = None
 
-    def act(self, actor: Model, greedy: bool = False) -> Act:
-        """What the actor does now. greedy: without chance, where it can."""
+    def act(self, actor: Model, greedy: bool = False, noise: Noise | None = None) -> Act:
+        """What the actor does now. greedy: without chance, where it can. noise: where it was made ahead."""
         if actor is not self._actor:  # asked once: it takes as long as a small net
             if not can(actor, Acts):
                 raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
             self._actor = actor
-        noise = self.noise()
+        noise = self.noise() if noise is None else noise
         with torch.no_grad():
             if greedy:
                 return cast("Greedy", actor).greedy(self.obs, self.memory)
@@ -67,20 +67,28 @@ class Player:
         self.steps += 1
         return Noise(keys(self.index, self.place.seed, _ACT, self.steps))
 
+    def noises(self, n: int) -> list[Noise]:
+        """Those of the next n actions."""
+        key = torch.stack([self.noise().key for _ in range(n)])  # (n, B)
+        drawn: dict[tuple[Any, ...], Tensor] = {}
+        return [Ahead(key, t, drawn) for t in range(n)]
+
     def step(self, act: Act) -> Step:
         """Do it."""
         step = self.env.step(act.action)
         ended = step.terminated | step.truncated
-        self.earn(step.reward, ended)
+        self.earn(step.reward[None], ended[None])
         self.obs, self.memory = step.obs, forgotten(act.memory, ended)
         return step
 
     def earn(self, reward: Tensor, ended: Tensor) -> None:
-        """Count a step's rewards (B,), and the episodes that it ended."""
-        self.running = self.running + reward
-        if bool(ended.any()):
-            self.recent.extend(self.running[ended].tolist())
-            self.running = self.running * ~ended
+        """Count the rewards of steps (T, B), and the episodes that they ended."""
+        since = 0
+        for t in ended.any(1).nonzero().flatten().tolist():
+            self.running = self.running + reward[since : t + 1].sum(0)
+            self.recent.extend(self.running[ended[t]].tolist())
+            self.running, since = self.running * ~ended[t], t + 1
+        self.running = self.running + reward[since:].sum(0)
 
     def score(self) -> float:
         """The mean return of the last episodes."""
@@ -101,6 +109,31 @@ class Player:
         self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
         self.running = state["running"].to(self.place.device)
         self.recent = deque(state["recent"], maxlen=100)
+
+
+class Ahead(Noise):
+    """The noise of one step of a stretch, with keys (T, B), whose numbers are drawn for all of its steps at once."""
+
+    def __init__(self, key: Tensor, t: int, drawn: dict[tuple[Any, ...], Tensor]) -> None:
+        super().__init__(key[t])
+        self._keys, self._t, self._drawn = key, t, drawn
+
+    def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As Noise has it (B, *shape)."""
+        return self._of(Noise.uniform, shape, dtype)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As Noise has it (B, *shape)."""
+        return self._of(Noise.normal, shape, dtype)
+
+    def _of(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        asked = self._draws, draw, shape, dtype or torch.get_default_dtype()
+        if asked not in self._drawn:
+            noise = Noise(self._keys.flatten())
+            noise._draws = self._draws
+            self._drawn[asked] = draw(noise, *shape, dtype=dtype).unflatten(0, self._keys.shape)  # (T, B, *shape)
+        self._draws += 1
+        return self._drawn[asked][self._t]
 
 
 def forgotten(memory: Any, ended: Tensor) -> Any:
@@ -146,6 +179,11 @@ class Online(Remembers):
             "index": player.index,
             "key": keys(player.index, player.place.seed, _ORDER, player.steps),
         }
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far: an action that is only chosen is none yet."""
+        return (self._player.steps - bool(self._ahead)) * self.env.envs
 
     def state(self) -> State:
         """The player, and the action chosen ahead."""
@@ -349,9 +387,9 @@ class Rollouts(Remembers):
         """A new stretch, its samples."""
         player, later = self._player, can(actor, Reviews)
         memory, kept = player.memory, []
-        for _ in range(self.length):
+        for noise in player.noises(self.length):
             obs = player.obs
-            act = Act(cast("Reviews", actor).decide(obs, noise=player.noise())) if later else player.act(actor)
+            act = Act(cast("Reviews", actor).decide(obs, noise=noise)) if later else player.act(actor, noise=noise)
             step = player.env.step(act.action)
             player.obs = step.obs
             if act.memory is not None:
@@ -366,8 +404,7 @@ class Rollouts(Remembers):
         }
         ended = rows["terminated"] | rows["truncated"]
         rows["begins"], self._begins = torch.cat((self._begins[None], ended[:-1])), ended[-1]
-        for reward, over in zip(rows["reward"], ended, strict=True):
-            player.earn(reward, over)
+        player.earn(rows["reward"], ended)
         if later:
             said = cast("Reviews", actor).review(rows["obs"].flatten(0, 1), rows["action"].flatten(0, 1))
             rows["info"] = {k: v.unflatten(0, (self.length, -1)) for k, v in said.items()}
@@ -394,6 +431,11 @@ class Rollouts(Remembers):
         for t in rows["truncated"].any(1).nonzero().flatten().tolist():
             after[t] = torch.where(rows["truncated"][t], value(*ends[t]), after[t])
         return after
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._player.steps * self.env.envs
 
     def state(self) -> State:
         """The player, and the stretch that is in use."""

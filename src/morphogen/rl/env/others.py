@@ -97,10 +97,11 @@ class Gymnasium(Remembers):
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
-        acts: Any = action.detach().cpu().numpy()
-        if self._bounds is not None:
+        if self._bounds is None:
+            acts: Any = action.tolist()  # numpy's integers are looked at three times as long
+        else:
             low, high, kind = self._bounds
-            acts = acts.clip(low, high).astype(kind)
+            acts = action.detach().cpu().numpy().clip(low, high).astype(kind)
         seen, n, limit = self._room(), len(self._all), self.limit if self._bare else None
         reward, ends, cuts = np.empty(n, np.float64), np.zeros(n, bool), np.zeros(n, bool)
         over = []
