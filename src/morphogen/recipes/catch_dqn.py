@@ -27,9 +27,9 @@ def catch_dqn(
 
     steps: training steps, each of one batch after one step of every environment. envs: how many. batch, capacity,
     warmup: samples of a batch, steps remembered, and steps of each environment before the first batch. size: rows and
-    columns. filters, width: of the first convolution, and units of the hidden layer. lr: the learning rate, which falls to 0. gamma: the
-    discount. n: steps of a return. copy_every: training steps between two copies of the net. explore, epsilon: in so
-    many training steps ε falls to this. duelling, prioritised: two streams, and priorities.
+    columns. filters, width: of the first convolution, and units of the hidden layer. lr: the learning rate, which falls
+    to 0. gamma: the discount. n: steps of a return. copy_every: training steps between two copies of the net. explore,
+    epsilon: in so many training steps ε falls to this. duelling, prioritised: two streams, and priorities.
 
     The net is of the form of Mnih et al. 2015, with two convolutions for their three; one frame says all there is to
     know. Not of the paper: double Q-learning, Adam.
