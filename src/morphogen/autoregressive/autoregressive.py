@@ -31,7 +31,9 @@ from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
 from . import decode
 from .generate import Generated, Passes, Steps, generate
+from .nll import Hidden, weighted_nll
 
+LARGE = 4096  # symbols of an alphabet whose logits are not all made at once in training
 Cond = Mapping[str, Any]
 
 
@@ -68,11 +70,26 @@ class Autoregressive(Model):
     def loss(self, batch: Batch) -> Loss:
         """Mean of −log p(x_i | x_<i) over the symbols of all samples, nats; `seen["nll"]` (B,) is each sample's sum."""
         x, cond, there = batch["x"], batch.get("cond") or NONE, self._there(batch)
-        terms = self._terms(x, drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond)
+        cond = drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond
+        if self.codes >= LARGE and isinstance(self.net, Hidden):
+            return self._in_pieces(x, cond, there)
+        terms = self._terms(x, cond)
         if there is None:
             return Loss(-terms.mean(), seen={"nll": -terms.detach().sum(1)})
         terms = torch.where(there, terms, 0.0)
         return Loss(-terms.sum() / there.sum().clamp(min=1), seen={"nll": -terms.detach().sum(1)})
+
+    def _in_pieces(self, x: Tensor, cond: Cond, there: Tensor | None) -> Loss:
+        """The loss of a large alphabet, whose logits are never all there."""
+        x = self._checked(x).flatten(1)
+        share = torch.full(x.shape, 1 / max(1, x.numel()), device=x.device)
+        if there is not None:
+            share = there / there.sum().clamp(min=1)
+        assert isinstance(self.net, Hidden)
+        h = self.net.hidden(x, cond).flatten(0, 1)
+        value, nll = weighted_nll(h, self.net.last, x.flatten(), share.to(h.dtype).flatten())
+        nll = nll.view_as(x)
+        return Loss(value, seen={"nll": (nll if there is None else torch.where(there, nll, 0.0)).sum(1)})
 
     def log_prob(
         self, x: Shaped[Tensor, " b *shape"], cond: Cond | None = None, lengths: Int[Tensor, " b"] | None = None
@@ -103,6 +120,13 @@ class Autoregressive(Model):
 
     def _terms(self, x: Tensor, cond: Cond) -> Tensor:
         """log p(x_i | x_<i) (B, T)."""
+        x = self._checked(x)
+        logits = self.net(x, cond)  # (B, *shape, codes)
+        nll = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
+        return -nll.view_as(x).flatten(1)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """The data, as int64. Raises UserError for what is none of this model's."""
         fits = x.shape[1:] == self.shape or (len(self.shape) == 1 and x.ndim == 2 and x.shape[1] <= self.shape[0])
         if not fits or x.is_floating_point():
             raise UserError(
@@ -114,10 +138,7 @@ class Autoregressive(Model):
                 f"x holds {int(x.min())} to {int(x.max())}, and this model's alphabet is 0 to {self.codes - 1}: build"
                 " it with codes for all."
             )
-        x = x.long()
-        logits = self.net(x, cond)  # (B, *shape, codes)
-        nll = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
-        return -nll.view_as(x).flatten(1)
+        return x.long()
 
     def sample(
         self,
