@@ -25,6 +25,19 @@ from morphogen.spec import Asset, arguments, build, call, spec
 from morphogen.train import Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
+    "acrobot-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "cartpole-a2c": {"experience": 16, "envs": 2, "length": 4, "width": 8},
+    "cartpole-ppo": {"experience": 16, "envs": 2, "length": 4, "epochs": 1, "width": 8},
+    "cartpole-recurrent": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "memory": 4, "width": 8},
+    "cartpole-reinforce": {"experience": 16, "envs": 2, "length": 4, "width": 8},
+    "halfcheetah-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "hopper-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "lunarlander-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
+    "cartpole-dqn": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "catch-dqn": {"steps": 2, "width": 8, "filters": 2, "envs": 2, "warmup": 4, "batch": 4, "duelling": True},
+    "chorales-lstm": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
+    "chorales-transformer": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
+    "chorales-wavenet": {"steps": 2, "width": 8, "batch": 2},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
@@ -34,6 +47,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits-diffusion": {"steps": 2, "width": 8, "batch": 4},
     "digits-dit": {"steps": 2, "width": 24, "depth": 1, "batch": 4},
     "gridworld": {"steps": 2, "world": "grid4", "learners": 2},
+    "lq-ddpg": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "lq-td3": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "mnist-bpd": {"steps": 2, "width": 8, "batch": 2},
     "mnist-classifier": {"epochs": 0.00009, "width": 4, "batch": 2},
     "mnist-codes": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
@@ -45,15 +60,22 @@ SMALL: dict[str, dict[str, Any]] = {
     "mnist-ladder": {"steps": 2, "width": 8, "depth": 1, "latents": (3, 2), "batch": 2},
     "mnist-latent-flow": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
     "mnist-progressive": {"steps": 2, "width": 2, "batch": 4},
+    "digits-stacked": {"steps": 2, "width": 8, "batch": 2},
     "mnist-stacked": {"steps": 2, "width": 16, "batch": 2},
     "mnist-stylegan": {"steps": 2, "width": 2, "batch": 4},
     "mnist-vae": {"steps": 2, "width": 8, "depth": 1, "latent": 3, "batch": 2},
     "mnist-vqgan": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
     "mnist-vqvae": {"steps": 2, "width": 8, "codes": 4, "batch": 2},
+    "names-gpt": {"steps": 2, "width": 16, "depth": 1, "batch": 4},
     "one-class": {"steps": 2, "width": 8, "batch": 4},
+    "pendulum-ddpg": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "pendulum-sac": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
+    "pendulum-td3": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "pictures-diffusion": {"steps": 2, "size": 8, "width": 8, "batch": 2},
     "points-diffusion": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
     "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
+    "shakespeare-gpt": {"steps": 2, "width": 16, "depth": 1, "context": 16, "batch": 2},
+    "shakespeare-lstm": {"steps": 2, "width": 8, "depth": 1, "context": 16, "batch": 2},
     "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
@@ -115,7 +137,10 @@ def step(experiment: Experiment, run: Path) -> None:
 
 def needs(name: str) -> None:
     """Skip where the data of a recipe are not at hand."""
-    if name.startswith(("mnist", "cifar", "one-class", "emoji")) and "MORPHOGEN_DATA" not in os.environ:
+    if (
+        name.startswith(("mnist", "cifar", "one-class", "emoji", "chorales", "shakespeare"))
+        and "MORPHOGEN_DATA" not in os.environ
+    ):
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
 
 

@@ -146,6 +146,7 @@ class Autoregressive(Model):
         cond: Cond | None = None,
         *,
         noise: Noise | None = None,
+        prompt: Int[Tensor, " p"] | None = None,
         guidance: float = 1.0,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -158,6 +159,7 @@ class Autoregressive(Model):
 
         cond: conditions (n, ...), such as {"label": (n,)}.
         noise: keyed noise of n samples; without it keys come from torch's default generator.
+        prompt: symbols that all begin with.
         guidance: weight of the pull towards the conditions, and away from their absence; 1 is none.
         temperature: below 1 makes likely symbols likelier; 0 takes the likeliest.
         top_k: draw among so many of the likeliest symbols only.
@@ -168,9 +170,9 @@ class Autoregressive(Model):
         Raises UserError for conditions of another number, guidance that was not trained for, and values out of range.
         """
         device = next(self.net.parameters(), torch.empty(())).device
-        prompt = torch.zeros(n, 0, dtype=torch.long, device=device)
+        begun = torch.zeros(0, dtype=torch.long) if prompt is None else prompt
         made = decode.rules(repetition_penalty=repetition, tau=temperature, k=top_k, p=top_p, m=min_p, mass=typical)
-        drawn = self.generate(prompt, cond=cond, rules=made, noise=noise, guidance=guidance)
+        drawn = self.generate(begun.to(device).expand(n, -1), cond=cond, rules=made, noise=noise, guidance=guidance)
         return drawn.tokens.view(n, *self.shape)
 
     def generate(

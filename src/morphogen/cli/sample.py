@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..hooks import SampleGrid
 
 
+_TOLD = 16  # texts that are printed
+
+
 def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
     """The sampling options of a run's model, for --help."""
     from ..experiment import read_spec
@@ -55,7 +58,6 @@ def sample(
     run: Path | None = None,
     *,
     from_: Path | None = None,
-    prompt: str = "",
     length: int = 100,
     n: int | None = None,
     label: tuple[str, ...] = (),
@@ -63,6 +65,7 @@ def sample(
     weak: Path | None = None,
     solvers: tuple[str, ...] = (),
     film: Path | None = None,
+    prompt: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     columns: int | None = None,
@@ -71,23 +74,26 @@ def sample(
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
-    """Draw samples from a run, into one picture or a folder of files; or text from a language model of transformers.
+    """Draw samples from a run, into one picture or a folder of files; text is printed, of a run or of transformers.
 
     run: the folder of the run. from_: instead of a run, a folder that transformers has saved a GPT-2 or a Llama in.
-    prompt: what its text goes on from. length: at most so many tokens of it. n: how many (default: 64; 1 text).
+    length: at most so many tokens of its text. n: how many (default: 64; of such a model 1).
     label: classes to ask for, by name or number, in turn, or none (also --class; default: every class in turn where the
     run's own pictures ask for classes, else none).
     negative: classes to be guided away from, in turn (default: from no class). weak: the run of a worse model of the
     same preset, smaller or trained less, to be guided away from. solvers: draw the same noise with each of these, one
     under the other. film: FILE.png for a strip of how the first samples come out of noise (with --solvers: by the first
-    of these).
+    of these). prompt: what texts begin with (of music: steps of MIDI numbers, a line each).
     seed: sample i is a function of the seed and i. out: FILE.png for one picture of all, FILE.npy for the numbers, else
-    a folder for a file each (default: drawn-SEED.png in the run). columns: samples in a row of the picture.
+    a folder for a file each, and of text FILE.txt (default: drawn-SEED.png in the run, of text drawn-SEED.txt).
+    columns: samples in a row of the picture.
     checkpoint: newest, best (by the held-out metric) or a step. ema: which averaged weights, by decay or length, or
     live (default: the run's first average). device: cpu, cuda, …. with_: files that define classes of yours which the
     run uses.
     """
     from ..core import Samples, can
+    from ..data.music import Music
+    from ..data.text import Text
     from ..experiment import draw
     from ..metrics.translation import Translates
 
@@ -97,18 +103,16 @@ def sample(
         if run is not None:
             raise UserError(f"--from {from_} and the run {str(run)!r} exclude each other: give one of them.")
         pretrained.sample(
-            context, from_, prompt, n=1 if n is None else n, length=length, seed=seed, out=out, device=device
+            context, from_, prompt or "", n=1 if n is None else n, length=length, seed=seed, out=out, device=device
         )
         return
     if run is None:
         raise UserError(f"RUN is missing: put it first, as in `{context.command} RUN …`.")
-    if prompt:
-        raise UserError("--prompt is for a language model of transformers: give --from FOLDER too.")
     n = 64 if n is None else n
     if columns is not None and columns < 1:
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"
-    if path.suffix not in ("", ".npy"):
+    if path.suffix not in ("", ".npy", ".txt"):
         picture_path(path, ", or in .npy for the numbers")
     if film is not None:
         picture_path(film)
@@ -133,6 +137,12 @@ def sample(
         raise UserError(f"--solver {typed['solver']} and --solvers exclude each other: give one of them.")
     _no_idle_guidance(loaded, options, typed, negative, weak)
     space = loaded.space
+    if out is None and isinstance(space, Text) and not isinstance(space, Music):
+        path = path.with_suffix(".txt")
+    if (path.suffix == ".txt" or prompt is not None) and not isinstance(space, Text):
+        flag = "--prompt" if prompt is not None else f"--out {path}"
+        raise UserError(f"{flag} is for runs whose samples are text, and those of {str(run)!r} are not: leave it out.")
+    begun = {} if prompt is None else {"prompt": _begun(loaded, prompt)}
     if space is None and (path.suffix != ".npy" or film or negative):
         raise UserError(f"The run {str(run)!r} has no space to show samples in: write the numbers with --out FILE.npy.")
     cond, asked = wished(loaded, n, label)
@@ -145,7 +155,7 @@ def sample(
 
     def drawn(more: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
         with context.tell.progress("sample", n) as progress:
-            given = options | extra | dict(more)
+            given = options | extra | begun | dict(more)
             if film and not reel.states:
                 given |= reel.options(loaded.model, given)
             x = draw(loaded.model, n, cond, seed=seed, options=given, progress=progress).cpu()
@@ -168,7 +178,12 @@ def sample(
     fields = {"n": n, "label": list(label), "seed": seed, "step": loaded.step, "ema": loaded.average}
     fields["options"] = plain_options(options)
     weights = f"step {loaded.step}" + (f", ema {loaded.average}" if ema is not None else "")
-    text = f"{n} samples of {asked} (seed {seed}, {weights}{settings}) drawn to {where}"
+    what, shown = f"{n} samples of {asked}", ""
+    if isinstance(space, Text):
+        fields["texts"] = texts = space.decode(next(iter(each.values())))
+        what = what if space.classes else f"{n} texts"
+        shown = f"{_told(texts)}\n\n" if path.suffix == ".txt" else ""
+    text = f"{shown}{what} (seed {seed}, {weights}{settings}) drawn to {where}"
     text += f"; how they came about in {film}" if film else ""
     context.tell.answer("sampled", {**fields, "files": [str(f) for f in files]}, text)
 
@@ -186,9 +201,36 @@ def _written(space: Space | None, drawn: Mapping[str, Tensor], path: Path, colum
     assert space is not None
     if not path.suffix:
         return space.save(x, path)
+    if path.suffix == ".txt":
+        path.write_bytes("\n\n".join(space.decode(x)).encode("utf-8", "replace") + b"\n")
+        return [path]
     picture = space.show(x, columns) if len(drawn) == 1 else side_by_side(space, drawn, columns)
     picture.save(path)
     return [path]
+
+
+def _begun(run: Run, prompt: str) -> Tensor:
+    """The tokens (p,) that all samples begin with. Raises UserError where there is no room for more."""
+    import inspect
+
+    assert run.space is not None
+    ids: Tensor = run.space.encode(prompt)
+    if "prompt" not in inspect.signature(getattr(run.model, "sample")).parameters:  # noqa: B009
+        raise UserError(f"A {type(run.model).__name__} does not go on from a prompt: leave --prompt out.")
+    if len(ids) >= run.space.shape[0]:
+        raise UserError(
+            f"This prompt has {len(ids)} tokens, and the run {str(run.path)!r} writes {run.space.shape[0]} in all: give"
+            " a shorter one."
+        )
+    return ids
+
+
+def _told(texts: Sequence[str]) -> str:
+    """What was drawn, for the terminal: the first of them."""
+    few = texts[:_TOLD]
+    lines = few if all("\n" not in t for t in few) else [f"{'—' * 24}\n{t}" for t in few]
+    more = [f"… and {len(texts) - len(few)} more"] if len(texts) > len(few) else []
+    return "\n".join([*lines, *more])
 
 
 def _no_idle_guidance(

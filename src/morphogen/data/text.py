@@ -56,6 +56,12 @@ class Text(Remembers):
             ids = ids[: ends[0]]
         return ids
 
+    unit = "character"
+
+    def units(self, row: Tensor) -> int:
+        """How many characters are in the tokens (n,) of a row."""
+        return len(self.tokens.decode(self.whole(row)))
+
     def cond(self, n: int, **wishes: Any) -> dict[str, Tensor]:
         """Conditions of n samples, as `Pictures.cond`."""
         return labels(n, self.classes, wishes)

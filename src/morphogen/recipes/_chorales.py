@@ -1,0 +1,46 @@
+"""What the recipes over chorales share: the pieces as tokens, the model over them, and the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..experiment import Data, Experiment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..nets.causal import Causal
+    from ..optim import Optim
+
+
+def chorales(
+    data: Path | None, net: Callable[[int, int], Causal], longest: int, batch: int, steps: int, optim: Optim
+) -> Experiment:
+    """An experiment over Bach's chorales, or the user's MIDI files. net: made of the number of tokens and `longest`."""
+    from ..autoregressive import Autoregressive
+    from ..average import EMA
+    from ..data.corpus import Corpus, Sequences
+    from ..data.library import Texts
+    from ..data.music import END, Chorales, MidiFiles, Music, Notes
+    from ..data.source import Shuffled
+    from ..heldout import HeldOut
+    from ..hooks import SampleGrid
+    from ..train import Trainer
+
+    pieces: Texts = Chorales() if data is None else MidiFiles(data)
+    tokens = Notes()
+    train, test = (Sequences(Corpus(pieces, tokens, part, end=END), longest) for part in ("train", "test"))
+    model = Autoregressive(net(tokens.size, longest), (longest,), tokens.size, end=tokens.special(END))
+    trainer = Trainer(
+        steps,
+        optim=optim,
+        clip=1.0,
+        ema=EMA(0.99),
+        heldout=HeldOut(every=max(1, steps // 10), batch=16),
+        hooks=(SampleGrid(every=max(1, steps // 4), n=4, columns=1),),
+        save_every=max(1, steps // 10),
+        log_every=10,
+    )
+    space = Music(longest, steps=1 if data is None else 4)
+    return Experiment(model, Data(Shuffled(train, batch), test, space), trainer)

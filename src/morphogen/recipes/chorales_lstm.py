@@ -1,0 +1,38 @@
+"""A recurrent net that composes chorales, note by note, as MIDI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..experiment import Experiment
+
+if TYPE_CHECKING:
+    from ..nets.causal import Causal
+
+
+def chorales_lstm(
+    data: Path | None = None,
+    steps: int = 600,
+    width: int = 256,
+    depth: int = 2,
+    longest: int = 640,
+    batch: int = 16,
+    lr: float = 3e-3,
+    dropout: float = 0.3,
+) -> Experiment:
+    """An LSTM learns Bach's chorales, or your own MIDI files, as tokens, and writes MIDI.
+
+    data: a MIDI file of yours, or a folder of them. steps: training steps. width, depth: of the net. longest: tokens of
+    a piece; what is longer is cut. batch: pieces a step. lr: the largest learning rate. dropout: in training.
+    """
+    from ..nets.causal import CausalSequence
+    from ..nets.recurrent import LSTM
+    from ..optim import AdamW, Cosine
+    from ._chorales import chorales
+
+    def net(codes: int, longest: int) -> Causal:
+        return CausalSequence(codes, LSTM(width, width, depth, dropout=dropout), dropout=dropout)
+
+    optim = AdamW(lr, betas=(0.9, 0.99), weight_decay=0.01, schedule=Cosine(warmup=steps // 20))
+    return chorales(data, net, longest, batch, steps, optim)

@@ -1,0 +1,138 @@
+"""Text from the command line: trained on a file of one's own, gone on from a prompt, measured; music as MIDI."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from morphogen.cli import main
+from morphogen.data.corpus import Corpus, Sequences, Windows
+from morphogen.data.library import TextFiles
+from morphogen.data.text import Text
+from morphogen.errors import UserError
+from morphogen.language import END, Bytes
+from morphogen.metrics.language import ratio, sequences
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of names-gpt on a file of one's own."""
+    folder = tmp_path_factory.mktemp("write")
+    file = folder / "own.txt"
+    file.write_text("\n".join(f"{a}{b}{c}" for a in "bdklmnr" for b in "aeiou" for c in "nstxy"), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(folder / "cache"))
+        run = folder / "run"
+        small = ["--steps", "60", "--width", "32", "--depth", "1", "--longest", "6", "--batch", "32", "--lr", "0.01"]
+        assert call("train", "names-gpt", "--data", str(file), "--run", str(run), "--device", "cpu", *small) == 0
+        yield run
+
+
+def call(*words: str) -> int:
+    try:
+        return int(main(list(words)) or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_texts_go_on_from_a_prompt(names: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert call("sample", str(names), "--prompt", "ba", "--n", "5", "--temperature", "0.8") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ba") and len(line) <= 6 for line in lines[:5])
+    assert "5 texts" in lines[-1]
+    assert (names / "drawn-0.txt").read_text(encoding="utf-8").split("\n\n")[0] == lines[0]
+    assert call("sample", str(names), "--n", "3", "--out", str(names / "each"), "--json") == 0
+    texts = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
+    assert [(names / "each" / f"{i:05d}.txt").read_text(encoding="utf-8") for i in range(3)] == texts
+    assert call("sample", str(names), "--n", "4", "--out", str(names / "p.png")) == 0
+    assert (names / "p.png").stat().st_size > 100
+
+
+def test_a_sample_does_not_depend_on_how_many_there_are(names: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = []
+    for n in (2, 7):
+        capsys.readouterr()
+        assert call("sample", str(names), "--prompt", "k", "--n", str(n), "--seed", "5", "--json") == 0
+        drawn.append(json.loads(capsys.readouterr().out.splitlines()[-1])["texts"])
+    assert drawn[1][:2] == drawn[0]
+
+
+def test_prompts_that_cannot_be_gone_on_from(names: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prompt, said in (("bananas", "7 tokens"), ("banana", "give a shorter one"), ("Ä", "no 'Ä'")):
+        assert call("sample", str(names), "--prompt", prompt) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_of_text_is_measured_by_its_probability(names: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert call("evaluate", str(names), "--json") == 0
+    page = json.loads((names / "evaluation.json").read_text(encoding="utf-8"))
+    found = {k: m["value"] for k, m in page["measures"].items()}
+    assert found["nats/token"] == pytest.approx(page["heldout"]["loss"], rel=1e-5)  # a mean over all tokens, both
+    assert found["perplexity"] == pytest.approx(math.exp(found["nats/token"]))
+    assert found["nats/character"] == pytest.approx(found["nats/token"] * 4 / 3)  # three letters and an end
+    assert found["nats/token"] < 1.5  # of 17 letters and an end 2.9
+
+
+class Uniform(torch.nn.Module):
+    """Every token is as likely as any other."""
+
+    def lengths(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x),), x.shape[1])
+
+    def log_prob(self, x: torch.Tensor, cond: object = None, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        return -math.log(257) * (self.lengths(x) if lengths is None else lengths)
+
+
+def test_the_perplexity_of_a_uniform_law_is_the_size_of_its_alphabet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("é" * 10 + "abc\n" + "x" * 7, encoding="utf-8")
+    tokens = Bytes(specials=(END,))
+    corpus = Corpus(TextFiles(tmp_path / "a.txt", held_out=0), tokens)
+    for items in (Windows(corpus, 6), Windows(corpus, 100)):  # the last is shorter, or the only one
+        found = sequences(Uniform(), items, Text(tokens, 100))
+        assert found["perplexity"].value == pytest.approx(257)
+    nats = 31 * math.log(257)
+    assert found["nats/character"].value == pytest.approx(nats / 21)
+    lines = Corpus(TextFiles(tmp_path / "a.txt", between="\n", held_out=0), tokens, end=END)
+    found = sequences(Uniform(), Sequences(lines, 40), Text(tokens, 40, end=END), chunk=1)
+    assert found["bits/character"].value == pytest.approx(32 * math.log2(257) / 20)
+    with pytest.raises(UserError, match="no law of sequences"):
+        sequences(torch.nn.Linear(1, 1), Windows(corpus, 6))
+
+
+def test_a_ratio_has_the_interval_of_a_ratio() -> None:
+    torch.manual_seed(0)
+    inside = 0
+    for _ in range(400):
+        n = torch.randint(1, 9, (60,)).double()
+        cost = n * 2 + n.sqrt() * torch.randn(60, dtype=torch.float64)
+        found = ratio(cost, n, "")
+        inside += found.low < 2 < found.high
+    assert 0.92 < inside / 400 < 0.98
+    constant = ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]), "")
+    assert (constant.low, constant.value, constant.high) == (2, 2, 2)
+
+
+def test_chorales_are_written_as_midi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mido")
+    from morphogen.data.midi import read_midi
+
+    if "MORPHOGEN_DATA" not in os.environ:
+        pytest.skip("the chorales are files, and MORPHOGEN_DATA names no folder of them")
+    run, small = str(tmp_path / "run"), ["--width", "8", "--depth", "1", "--longest", "60", "--batch", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+        assert call("train", "chorales-lstm", "--steps", "2", "--run", run, "--device", "cpu", *small) == 0
+        assert call("sample", run, "--n", "2", "--prompt", "48 60 64\n", "--out", str(tmp_path / "out")) == 0
+        assert read_midi(tmp_path / "out" / "00001.mid")[0] == (48, 60, 64)
+        assert call("evaluate", run, "--likelihood", "4") == 0
+    assert "nats/frame" in json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))["measures"]
