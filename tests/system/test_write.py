@@ -51,6 +51,10 @@ def test_texts_go_on_from_a_prompt(names: Path, capsys: pytest.CaptureFixture[st
     texts = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
     assert [(names / "each" / f"{i:05d}.txt").read_text(encoding="utf-8") for i in range(3)] == texts
     assert call("sample", str(names), "--n", "4", "--out", str(names / "p.png")) == 0
+    assert call("sample", str(names), "--prompt", "da", "--length", "1", "--json") == 0
+    (text,) = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
+    assert len(text) <= 3
+    assert text.startswith("da")
     assert (names / "p.png").stat().st_size > 100
 
 
@@ -78,6 +82,15 @@ def test_a_run_of_text_is_measured_by_its_probability(names: Path, capsys: pytes
     assert found["perplexity"] == pytest.approx(math.exp(found["nats/token"]))
     assert found["nats/character"] == pytest.approx(found["nats/token"] * 4 / 3)  # three letters and an end
     assert found["nats/token"] < 1.5  # of 17 letters and an end 2.9
+
+
+def test_pictures_have_no_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, small = str(tmp_path / "run"), ["--steps", "1", "--width", "4", "--depth", "1", "--batch", "2"]
+    assert call("train", "points-diffusion", "--run", run, "--device", "cpu", *small) == 0
+    for words in (("--prompt", "a"), ("--length", "3"), ("--out", str(tmp_path / "a.txt"))):
+        capsys.readouterr()
+        assert call("sample", run, *words) == 2
+        assert "with --from FOLDER" in capsys.readouterr().err
 
 
 class Uniform(torch.nn.Module):

@@ -17,7 +17,7 @@ its unconditional half.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -164,13 +164,16 @@ class Autoregressive(Model):
         rules: decode.Rules = (),
         noise: Noise | None = None,
         guidance: float = 1.0,
+        begin: bool = True,
         chunk: int | None = None,
+        hear: Callable[[Generated], None] | None = None,
     ) -> Generated:
         """Go on from prompts (B, P), of which the first `lengths` symbols of each row are there.
 
         steps: the most symbols that may come; as many as the shape has room for if None. rules: of `decode`. noise: of
-        B keys; without it they come from torch's default generator. chunk: of reading the prompts. Others: see
-        `sample`. Raises UserError for conditions of another number and guidance that was not trained for.
+        B keys; without it they come from torch's default generator. begin: whether what begins a sequence comes before
+        the prompts. chunk: of reading them. hear: is told what there is after each symbol. Others: see `sample`. Raises
+        UserError for conditions of another number and guidance that was not trained for.
         """
         cond, n = cond or NONE, len(prompt)
         one_for_each(n, cond, noise)
@@ -179,19 +182,21 @@ class Autoregressive(Model):
             raise UserError("Guidance needs a condition to be guided by: pass cond, such as space.cond(n, label=3).")
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=prompt.device))
-        room = math.prod(self.shape) - prompt.shape[1]
+        most = max(0, math.prod(self.shape) - prompt.shape[1]) if steps is None else steps
         return generate(
             self.steps,
             prompt,
             lengths,
             cond,
-            steps=room if steps is None else steps,
+            steps=most,
             choose=noise.categorical,
             codes=self.codes,
             rules=rules,
             end=self.end,
+            begin=begin,
             chunk=chunk,
             guidance=guidance,
+            hear=hear,
         )
 
     @property

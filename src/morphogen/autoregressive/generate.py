@@ -237,8 +237,9 @@ def generate(
     begin: bool = True,
     chunk: int | None = None,
     guidance: float = 1.0,
+    hear: Callable[[Generated], None] | None = None,
 ) -> Generated:
-    """All that `stream` comes to."""
+    """All that `stream` comes to. hear: is told what there is after each symbol."""
     tokens, own, _ = started(prompt, lengths, steps, begin, codes, end)
     last = Generated(tokens, own)
     for _, _, so_far in stream(
@@ -246,6 +247,8 @@ def generate(
         chunk=chunk, guidance=guidance,
     ):  # fmt: skip
         last = so_far
+        if hear is not None:
+            hear(last)
     return last
 
 
