@@ -135,6 +135,17 @@ class Source(Protocol):
         """Continue from `state`."""
 
 
+@runtime_checkable
+class Lives(Protocol):
+    """A source whose batches come of acting. Who asks: the log, since learning curves are over what was lived through.
+
+    env_steps: steps taken so far, of all environments on all ranks.
+    """
+
+    @property
+    def env_steps(self) -> int: ...
+
+
 class CannotRestore(Exception):
     """Raised by `Source.state` in one sentence: what of this source is not exact after a resume."""
 
@@ -224,6 +235,21 @@ class Acts(Protocol):
 
     def act(self, obs: Tensor, memory: Any = None, *, noise: Noise) -> Act:
         """Actions (B, ...) for observations (B, ...), what to remember of them, and the memory (None at the start)."""
+        ...
+
+
+@runtime_checkable
+class Greedy(Protocol):
+    """A policy that can also act without chance: by the mode of its law, the best of its values, no noise to explore.
+    Who asks: `morphogen evaluate` and `play`.
+
+    judged_greedy: whether returns of such acting are what its paper reports (SAC, TD3), or those of its law (PPO).
+    """
+
+    judged_greedy: ClassVar[bool]
+
+    def greedy(self, obs: Tensor, memory: Any = None) -> Act:
+        """As `act`, without noise."""
         ...
 
 
@@ -371,6 +397,9 @@ def _mix(z: Tensor) -> Tensor:
 
 def keys(index: Tensor, *parts: int) -> Tensor:
     """64-bit keys (B,) of items `index` (B,) under the integers `parts` (seed, epoch, ...)."""
+    if index.is_cpu:
+        words = index.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(fold(*parts))
+        return torch.from_numpy(_mix_here(words).view(np.int64))
     return _mix(index * _signed(_GOLDEN) + fold(*parts))
 
 
@@ -494,9 +523,13 @@ class Noise:
 
     def categorical(self, logits: Tensor) -> Tensor:
         """Draws (B, ...) from the categorical law of logits (B, ..., K), by inverting its distribution function."""
-        cdf = logits.double().softmax(-1).cumsum(-1)
-        u = self.uniform(*logits.shape[1:-1], dtype=torch.float64)[..., None] * cdf[..., -1:]
-        return (cdf <= u).sum(-1)  # (B, ...)
+        probs = logits.double().softmax(-1)
+        u = self.uniform(*logits.shape[1:-1], dtype=torch.float64)[..., None]
+        if probs.is_cpu:
+            below = probs.detach().numpy().cumsum(-1)
+            return torch.from_numpy((below <= u.numpy() * below[..., -1:]).sum(-1))
+        cdf = probs.cumsum(-1)
+        return (cdf <= u * cdf[..., -1:]).sum(-1)  # (B, ...)
 
 
 def _product(shape: tuple[int, ...]) -> int:

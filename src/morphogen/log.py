@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ class Log:
         except KeyError:
             self._tallies[name] = [value]
 
-    def line(self, step: int) -> dict[str, Any]:
-        """Write the line of `step` and begin the next; returns it, with steps per second of this stretch."""
+    def line(self, step: int, more: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Write the line of `step` and begin the next; returns it, with steps per second of this stretch.
+
+        more: numbers of this very moment, which are no means.
+        """
         means = self._means()
         self._latest = means
         self._tallies = {}
@@ -48,7 +52,7 @@ class Log:
         then, step_then = self._steps_then
         self._steps_then = (now, step)
         rate = (step - step_then) / (now - then) if now > then else 0.0
-        line = {"step": step, **means, "steps_per_s": round(rate, 3), "seconds": round(self.seconds, 3)}
+        line = {"step": step, **means, **(more or {}), "steps_per_s": round(rate, 3), "seconds": round(self.seconds, 3)}
         self.write(line)
         return line
 

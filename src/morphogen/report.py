@@ -11,17 +11,19 @@ import html
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import disk
 from .alarms import told
 from .experiment import read_spec
+from .svg import chart
 
-Series = Mapping[str, Sequence[tuple[float, float]]]  # a line's name to its points
 _INLINE = 24 << 20  # bytes of pictures in one report
 _STRIP = 8  # earlier pictures shown
+AXES = {"step": "step", "env_steps": "environment steps"}
+TITLES = {"score": "return (mean of the last hundred episodes)"}
 
 
 def write(run: str | Path) -> Path:
@@ -37,8 +39,8 @@ def render(run: Path, page: Mapping[str, Any]) -> str:
     """The report's text."""
     recipe = page.get("recipe") or {}
     result, evaluation = _json(run / "result.json"), _json(run / "evaluation.json")
-    lines = _lines(run / "log.jsonl")
-    title = str(recipe.get("name") or _model(page))
+    lines = log_lines(run / "log.jsonl")
+    title = str(recipe.get("name") or model_of(page))
     sections = [
         _alarms(lines),
         _samples(run),
@@ -49,16 +51,24 @@ def render(run: Path, page: Mapping[str, Any]) -> str:
         _next(run, title, evaluation, bool(list((run / "samples").glob("*.png")))),
     ]
     body = "\n".join(s for s in sections if s)
-    head = f"<h1>{_e(title)}</h1>\n<p class='lead'>{_lead(page, result, lines)}</p>"
+    foot = f"morphogen {page.get('morphogen', '')}, run {run.name}"
+    return page_of(title, run.name, _lead(page, result, lines), body, foot)
+
+
+def page_of(title: str, name: str, lead: str, body: str, foot: str) -> str:
+    """The HTML of a report: `lead` and `body` are HTML, the rest is text."""
+    head = f"<h1>{escaped(title)}</h1>\n<p class='lead'>{lead}</p>"
     return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{_e(title)} — {_e(run.name)}</title>\n"
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{escaped(title)} — {escaped(name)}</title>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         f"<style>{_STYLE}</style></head>\n<body><main>\n<header>{head}</header>\n{body}\n"
-        f"<footer>morphogen {_e(str(page.get('morphogen', '')))}, run {_e(run.name)}</footer>\n</main></body></html>\n"
+        f"<footer>{escaped(foot)}</footer>\n</main></body></html>\n"
     )
 
 
-def _e(text: object) -> str:
+def escaped(text: object) -> str:
+    """A text as HTML."""
     return html.escape(str(text))
 
 
@@ -70,7 +80,8 @@ def _json(path: Path) -> dict[str, Any]:
     return page if isinstance(page, dict) else {}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, up to the first that is torn."""
     found = []
     for raw in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -96,7 +107,8 @@ def _said(node: Any) -> str:
     return f"({', '.join(map(_said, node))})" if isinstance(node, list) else "" if node is None else str(node)
 
 
-def _model(page: Mapping[str, Any]) -> str:
+def model_of(page: Mapping[str, Any]) -> str:
+    """The class of a run's model."""
     node = _args(page.get("experiment"), "model") or {}
     return str(node.get("class", "a run")).rpartition(":")[2]
 
@@ -107,14 +119,14 @@ def _lead(page: Mapping[str, Any], result: Mapping[str, Any], lines: Sequence[Ma
     data = str(test.get("class", "")).rpartition(":")[2]
     steps = _args(page.get("experiment"), "trainer", "steps")
     step = max((int(line.get("step", 0)) for line in lines), default=0)
-    told = f"<b>{_e(_model(page))}</b>" + (f" on <b>{_e(data)}</b>" if data else "")
+    told = f"<b>{escaped(model_of(page))}</b>" + (f" on <b>{escaped(data)}</b>" if data else "")
     told += f", {step:,} of {steps:,} steps" if isinstance(steps, int) else f", {step:,} steps"
     seconds = result.get("seconds") or max((float(line.get("seconds", 0)) for line in lines), default=0.0)
     if seconds:
         told += f" in {_duration(seconds)}"
     best = result.get("best")
     if best:
-        told += f"; best held-out {_e(best['metric'])} <b>{best['value']:.4g}</b> at step {best['step']:,}"
+        told += f"; best held-out {escaped(best['metric'])} <b>{best['value']:.4g}</b> at step {best['step']:,}"
     return told + "."
 
 
@@ -132,8 +144,8 @@ def _duration(seconds: float) -> str:
 def _alarms(lines: Sequence[Mapping[str, Any]]) -> str:
     """What a watch has told: seen what, why, what to change."""
     rows = "".join(
-        f"<tr><th>{_e(t.alarm.sign)}</th><td class='n'>{t.step:,}{f' … {t.over:,}' if t.over else ''}</td>"
-        + "".join(f"<td>{_e(text)}</td>" for text in t.alarm[1:])
+        f"<tr><th>{escaped(t.alarm.sign)}</th><td class='n'>{t.step:,}{f' … {t.over:,}' if t.over else ''}</td>"
+        + "".join(f"<td>{escaped(text)}</td>" for text in t.alarm[1:])
         + "</tr>"
         for t in told(lines)
     )
@@ -170,20 +182,25 @@ def _measures(page: Mapping[str, Any]) -> str:
     if not page:
         return ""
     rows = "".join(
-        f"<tr><th>{_e(name)}</th><td class='n'>{m['value']:.4f}</td><td class='n'>{m['low']:.4f} … {m['high']:.4f}</td>"
-        f"<td class='n'>{m['n']:,}</td><td class='how'>{_e(m['how'])}</td></tr>"
+        f"<tr><th>{escaped(name)}</th><td class='n'>{m['value']:.4f}</td>"
+        f"<td class='n'>{m['low']:.4f} … {m['high']:.4f}</td>"
+        f"<td class='n'>{m['n']:,}</td><td class='how'>{escaped(m['how'])}</td></tr>"
         for name, m in page.get("measures", {}).items()
     )
     head = "<tr><th>measure</th><th>value</th><th>95 % interval</th><th>N</th><th>what it is</th></tr>"
     table = f"<div class='wide'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>" if rows else ""
     options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
     drawn = f"{page['n']:,} samples, seed {page['seed']}{options}; " if "n" in page else ""
+    if "episodes" in page:
+        drawn = f"{page['episodes']:,} episodes of {page['environment']}, {page['acting']}, seed {page['seed']}; "
     judge = f"; judge: {page['judge']['run']}" if page.get("judge") else ""
     heldout = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("heldout") or {}).items())
-    held = f"<p>Held-out: {_e(heldout)}</p>" if heldout else ""
+    held = f"<p>Held-out: {escaped(heldout)}</p>" if heldout else ""
+    rated = ", ".join(f"{k} {v:.4g}" for k, v in (page.get("rated") or {}).items())
+    held += f"<p>Known returns: {escaped(rated)}</p>" if rated else ""
     average = f", average {page['ema']}" if page.get("ema", "live") != "live" else ""
     told = f"{drawn}weights of step {page.get('step')}{average}{judge}"
-    receipt = f"<p class='receipt'>{_e(told)}</p>"
+    receipt = f"<p class='receipt'>{escaped(told)}</p>"
     return f"<section><h2>Evaluation</h2>{table}{held}{receipt}</section>"
 
 
@@ -197,12 +214,12 @@ def _averages(pages: Sequence[Mapping[str, Any]]) -> str:
     ]
     names = [k for k in dict.fromkeys(k for row in values for k in row) if len({row.get(k) for row in values}) > 1]
     cells = "".join(
-        f"<tr><th>{_e(p['ema'])}</th>"
+        f"<tr><th>{escaped(p['ema'])}</th>"
         + "".join(f"<td class='n'>{row[k]:.4f}</td>" if k in row else "<td></td>" for k in names)
         + "</tr>"
         for p, row in zip(pages, values, strict=True)
     )
-    head = "".join(f"<th>{_e(k)}</th>" for k in ("average", *names))
+    head = "".join(f"<th>{escaped(k)}</th>" for k in ("average", *names))
     table = f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>"
     charts = []
     for name in names[:6]:
@@ -213,8 +230,8 @@ def _averages(pages: Sequence[Mapping[str, Any]]) -> str:
         )
         if len(points) > 1:
             drawn = chart({name: points}, "decay or length of the average")
-            charts.append(f"<figure class='chart'><h3>{_e(name)}</h3>{drawn}</figure>")
-    receipt = f"<p class='receipt'>weights of step {_e(pages[0].get('step'))}, everything else alike</p>"
+            charts.append(f"<figure class='chart'><h3>{escaped(name)}</h3>{drawn}</figure>")
+    receipt = f"<p class='receipt'>weights of step {escaped(pages[0].get('step'))}, everything else alike</p>"
     return f"<section><h2>Averages</h2>{table}<div class='charts'>{''.join(charts)}</div>{receipt}</section>"
 
 
@@ -232,9 +249,23 @@ def _charts(lines: Sequence[Mapping[str, Any]]) -> str:
             "held-out": [(m["step"], m["heldout"][name]) for m in measured if _number(m["heldout"].get(name))],
         }
         if sum(len(points) for points in series.values()) > 1:
-            charts.append(f"<figure class='chart'><h3>{_e(name)}</h3>{chart(series)}</figure>")
+            charts.append(f"<figure class='chart'><h3>{escaped(name)}</h3>{chart(series)}</figure>")
+    charts[:0] = _scores(trained)
     note = "<p class='receipt'>A point of training is the mean since the point before it.</p>"
     return f"<section><h2>Training</h2><div class='charts'>{''.join(charts)}</div>{note}</section>" if charts else ""
+
+
+def _scores(trained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What an agent has earned, over the steps that it has lived."""
+    found = []
+    for name in [k for k in dict.fromkeys(k for line in trained for k in line) if k.rpartition(".")[2] == "score"]:
+        points = [
+            (line["env_steps"], line[name]) for line in trained if "env_steps" in line and _number(line.get(name))
+        ]
+        if len(points) > 1:
+            drawn = chart({"training": points}, AXES["env_steps"])
+            found.append(f"<figure class='chart'><h3>{TITLES['score']}</h3>{drawn}</figure>")
+    return found
 
 
 def _number(value: object) -> bool:
@@ -267,7 +298,7 @@ def _facts(
         "ended": result.get("ended"),
         "folder": run,
     }
-    rows = "".join(f"<dt>{k}</dt><dd>{_e(v)}</dd>" for k, v in facts.items() if v not in (None, ""))
+    rows = "".join(f"<dt>{k}</dt><dd>{escaped(v)}</dd>" for k, v in facts.items() if v not in (None, ""))
     return f"<section><h2>Receipt</h2><dl>{rows}</dl></section>"
 
 
@@ -280,86 +311,7 @@ def _next(run: Path, recipe: str, evaluation: Mapping[str, Any], draws: bool) ->
     commands.append(f"morphogen runs show {path}")
     if ".py:" not in recipe:
         commands.append(f"morphogen train --like {path} --seed 1")
-    return f"<section><h2>Next</h2><pre>{_e(chr(10).join(commands))}</pre></section>"
-
-
-# ---- the chart -----------------------------------------------------------------------------------------------------
-
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 62, 14, 12, 40
-
-
-def chart(series: Series, label: str = "step") -> str:
-    """An SVG of lines over steps; logarithmic where positive values span more than a factor of twenty."""
-    drawn = {name: _thinned(points) for name, points in series.items() if points}
-    xs = [x for points in drawn.values() for x, _ in points]
-    ys = [y for points in drawn.values() for _, y in points]
-    log = min(ys) > 0 and max(ys) / min(ys) > 20
-    low, high = (math.log10(min(ys)), math.log10(max(ys))) if log else (min(ys), max(ys))
-    margin = (high - low) * 0.05 or abs(high) * 0.05 or 0.5
-    low, high = low - margin, high + margin
-    left, right = min(0.0, min(xs)), max(xs) or 1.0
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        v = math.log10(y) if log else y
-        return (
-            _LEFT + (x - left) / (right - left) * (_W - _LEFT - _RIGHT),
-            _TOP + (high - v) / (high - low) * (_H - _TOP - _BOTTOM),
-        )
-
-    parts = []
-    for value, text in _log_ticks(low, high) if log else _ticks(low, high):
-        y = at(left, value)[1]
-        parts.append(f"<line class='grid' x1='{_LEFT}' x2='{_W - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>")
-    for value, text in _ticks(left, right, 5):
-        x = at(value, 10**low if log else low)[0]
-        parts.append(f"<line class='tick' x1='{x:.1f}' x2='{x:.1f}' y1='{_H - _BOTTOM}' y2='{_H - _BOTTOM + 5}'/>")
-        parts.append(f"<text x='{x:.1f}' y='{_H - _BOTTOM + 18}' text-anchor='middle'>{text}</text>")
-    parts.append(f"<line class='axis' x1='{_LEFT}' x2='{_W - _RIGHT}' y1='{_H - _BOTTOM}' y2='{_H - _BOTTOM}'/>")
-    scale = ", logarithmic" if log else ""
-    parts.append(f"<text class='name' x='{_W - _RIGHT}' y='{_H - 4}' text-anchor='end'>{_e(label)}{scale}</text>")
-    for i, (name, points) in enumerate(drawn.items()):
-        kind = f"s{list(series).index(name)}"
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
-        parts.append(f"<polyline class='{kind}' points='{path}'/>")
-        if len(points) <= 30:
-            parts += [
-                f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.6'/>" for x, y in (at(*p) for p in points)
-            ]
-        x = _LEFT + 110 * i
-        parts.append(f"<line class='{kind}' x1='{x}' x2='{x + 18}' y1='{_H - 8}' y2='{_H - 8}'/>")
-        parts.append(f"<text x='{x + 24}' y='{_H - 4}'>{_e(name)}</text>")
-    return f"<svg viewBox='0 0 {_W} {_H}' role='img' aria-label='{_e(', '.join(drawn))}'>{''.join(parts)}</svg>"
-
-
-def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of its neighbours."""
-    size = -(-len(points) // most)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-
-
-def _ticks(low: float, high: float, about: int = 5) -> Iterator[tuple[float, str]]:
-    """Round numbers between low and high."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    decimals = max(0, -math.floor(math.log10(step)))
-    for k in range(math.ceil(low / step), math.floor(high / step) + 1):
-        value = k * step
-        big = abs(value) >= 1e5 or (value and decimals > 5)
-        yield value, f"{value:.3g}" if big else f"{value:,.{decimals}f}"
-
-
-def _log_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
-    """Powers of ten between 10^low and 10^high, and 2 and 5 times them where there are few."""
-    factors = (1, 2, 5) if high - low < 3 else (1,)
-    stride = max(1, round((high - low) / 6)) if factors == (1,) else 1
-    for k in range(math.floor(low), math.ceil(high) + 1, stride):
-        for f in factors:
-            value = f * 10.0**k
-            if low <= math.log10(value) <= high:
-                yield value, f"{value:.{max(0, -k)}f}" if -4 <= k <= 4 else f"{value:.0e}"
+    return f"<section><h2>Next</h2><pre>{escaped(chr(10).join(commands))}</pre></section>"
 
 
 _STYLE = """
@@ -391,6 +343,8 @@ svg line, svg polyline { fill: none; stroke-width: 1; }
 .grid { stroke: var(--rule); } .axis, .tick { stroke: var(--soft); }
 polyline.s0, line.s0 { stroke: var(--a); stroke-width: 1.8; } circle.s0 { fill: var(--a); }
 polyline.s1, line.s1 { stroke: var(--b); stroke-width: 1.8; } circle.s1 { fill: var(--b); }
+polygon.b0 { fill: var(--a); fill-opacity: 0.18; stroke: none; }
+svg polyline.faint { stroke: var(--soft); stroke-opacity: 0.45; stroke-width: 0.8; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { text-align: left; padding: 7px 18px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: baseline; }

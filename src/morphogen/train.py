@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
-from .core import Batch, CannotRestore, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
+from .core import Batch, CannotRestore, Lives, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
 from .device import choose_device, compiler_works, recompute
 from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
@@ -663,7 +663,8 @@ class Training:
                 hook(self)
 
     def _log_line(self) -> None:
-        line = self.log.line(self.step)
+        lived = {"env_steps": self.source.env_steps} if isinstance(self.source, Lives) else {}
+        line = self.log.line(self.step, lived)
         self.voice.report(self.step, line)
 
     def _measure(self, heldout: HeldOut) -> bool:

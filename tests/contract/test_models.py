@@ -76,8 +76,10 @@ from morphogen.nets.causal import CausalSequence, CausalTransformer
 from morphogen.nets.critic import Critic, PatchCritic
 from morphogen.nets.dcgan import DCGANBody, DCGANGenerator
 from morphogen.nets.dit import DiT
+from morphogen.nets.ensemble import Ensemble
 from morphogen.nets.masked import MADE
 from morphogen.nets.mlp import MLP, ResidualMLP
+from morphogen.nets.nature import NatureCNN
 from morphogen.nets.progressive import GrowingCritic, GrowingGenerator
 from morphogen.nets.r3gan import R3GANBody, R3GANGenerator
 from morphogen.nets.recurrent import LSTM
@@ -87,15 +89,22 @@ from morphogen.nets.style import StyleCritic, StyleGenerator
 from morphogen.nets.transformer import Design
 from morphogen.nets.translate import TranslationResNet, TranslationUNet
 from morphogen.nets.unet import UNet
-from morphogen.rl.env import Simulated
-from morphogen.rl.rollouts import Online
+from morphogen.rl.dqn import DQN, Duelling
+from morphogen.rl.env import CartPole, Catch, Pendulum, Simulated
+from morphogen.rl.policy import Squashed, SquashedNormal
+from morphogen.rl.presets import a2c, ppo, reinforce
+from morphogen.rl.replay import Priorities, Replay
+from morphogen.rl.rollouts import MonteCarlo, Online, Recent, Rollouts, by_environment, standard
+from morphogen.rl.sac import SAC
 from morphogen.rl.tabular import random_mdp
-from morphogen.rl.tabular.control import Control, DoubleQ, sarsa
+from morphogen.rl.tabular.control import Control, DoubleQ, NStep, expected_sarsa, sarsa, tree_backup
+from morphogen.rl.td3 import TD3, ddpg
 from morphogen.supervised import Classifier
 from morphogen.testing import Everything, box, check_model
 
 from ..exact.codecs import Squares
-from .throwaway import gan, kmeans, lm, ppo
+from .throwaway import gan, kmeans, lm
+from .throwaway import ppo as small_ppo
 
 
 class Instance(NamedTuple):
@@ -105,6 +114,7 @@ class Instance(NamedTuple):
     source: Source
     options: dict[str, Any] = {}  # noqa: RUF012  (never written to)
     normalise: Everything | None = None
+    cond: dict[str, Any] | None = None
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -153,6 +163,10 @@ def _vqvae(quantiser: Quantiser) -> Instance:
 
 def _ring() -> Source:
     return Fresh(eight_gaussians(), 12)
+
+
+def _swings() -> Source:
+    return Replay(Simulated(Pendulum(limit=5), 2), capacity=30, batch=7, warmup=4)
 
 
 def _digits() -> Source:
@@ -386,14 +400,71 @@ MODELS: dict[str, Callable[[], Instance]] = {
     "double q-learning": lambda: Instance(
         DoubleQ(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Online(Simulated(random_mdp(5, 3, ends=0.1), 8))
     ),
+    "n-step sarsa": lambda: Instance(
+        NStep(random_mdp(5, 3, ends=0.1), gamma=0.9, learners=2), Recent(Simulated(random_mdp(5, 3, ends=0.1), 8), 3)
+    ),
+    "tree backup": lambda: Instance(
+        NStep(random_mdp(5, 3, ends=0.1), expected_sarsa, tree_backup, gamma=0.9),
+        Recent(Simulated(random_mdp(5, 3, ends=0.1), 6), 2),
+    ),
+    "dqn, duelling, prioritised, three steps": lambda: Instance(
+        DQN(Duelling(MLP(4, 6, 8, 1), MLP(6, 1, 8, 1), MLP(6, 2, 8, 1)), 2, copy_every=3, explore=5),
+        Replay(Simulated(CartPole(limit=5), 2), capacity=30, batch=7, warmup=4, n=3, priorities=Priorities()),
+    ),
+    "dqn of pixels": lambda: Instance(
+        DQN(NatureCNN(1, 6, 3, ((4, 3, 1), (4, 2, 2)), 8), 3, double=False),
+        Replay(Simulated(Catch(6), 2), capacity=30, batch=7, warmup=6),
+    ),
+    "sac": lambda: Instance(
+        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), entropy=-1.0),
+        _swings(),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "sac, its temperature fixed": lambda: Instance(
+        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), alpha=0.1),
+        _swings(),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "td3": lambda: Instance(TD3(MLP(3, 1, 8, 1), Ensemble(2, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
+    "ddpg": lambda: Instance(ddpg(MLP(3, 1, 8, 1), Ensemble(1, 4, width=8), Squashed(1, -2.0, 2.0)), _swings()),
+    "ppo": lambda: Instance(
+        ppo(_pole(), width=8, depth=1, until=10, entropy=0.01),
+        Rollouts(_pole(), 4, epochs=2, pieces=2, finish=standard),
+        cond=SEEN,
+    ),
+    "ppo of numbers": lambda: Instance(
+        ppo(_pendulum(), width=8, depth=1, value_clip=0.2, observations=True, returns=True),
+        Rollouts(_pendulum(), 4, epochs=2, pieces=2, finish=standard),
+        cond={"obs": SEEN["obs"][:, :3]},
+    ),
+    "ppo with a memory": lambda: Instance(
+        ppo(_pole(6), width=8, depth=1, memory=5, observations=True),
+        Rollouts(_pole(6), 5, epochs=2, cut=by_environment, finish=standard),
+        cond=SEEN,
+    ),
+    "a2c": lambda: Instance(a2c(_pole(), width=8, depth=1), Rollouts(_pole(), 2), cond=SEEN),
+    "reinforce": lambda: Instance(
+        reinforce(_pole(), width=8, depth=1), Rollouts(_pole(), 3, estimate=MonteCarlo(0.9)), cond=SEEN
+    ),
     "gan": lambda: _whole(gan),
     "k-means": lambda: _whole(kmeans),
     "language model": lambda: _whole(lm),
-    "ppo": lambda: _whole(ppo),
+    "ppo of 60 lines": lambda: _whole(small_ppo),
 }
 
 
 LONG = ("u-net, guided", "dit")  # their likelihood is that of "u-net", and each check of it many passes of the net
+
+
+SEEN = {"obs": torch.linspace(-1, 1, 28).view(7, 4)}  # what a policy acts on
+
+
+def _pole(envs: int = 4) -> Simulated:
+    return Simulated(CartPole(limit=3), envs)
+
+
+def _pendulum() -> Simulated:
+    return Simulated(Pendulum(limit=3), 4)
 
 
 def _reader() -> ResNet:
@@ -425,6 +496,8 @@ def test_the_battery(name: str) -> None:
     instance = MODELS[name]()
     if name in LONG:
         instance.model.lacks = (LogProb, Bounds)
-    report = check_model(instance.model, instance.source, options=instance.options, normalise=instance.normalise)
+    report = check_model(
+        instance.model, instance.source, options=instance.options, normalise=instance.normalise, cond=instance.cond
+    )
     print(report)
     report.raise_if_failed()

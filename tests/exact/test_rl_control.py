@@ -8,9 +8,19 @@ import torch
 from morphogen.core import Place
 from morphogen.errors import UserError
 from morphogen.rl.env import Simulated
-from morphogen.rl.rollouts import Online
+from morphogen.rl.rollouts import Online, Recent
 from morphogen.rl.tabular import cliff_walking, evaluate, random_mdp, value_iteration
-from morphogen.rl.tabular.control import Control, DoubleQ, epsilon_greedy, expected_sarsa, q_learning, sarsa
+from morphogen.rl.tabular.control import (
+    Control,
+    DoubleQ,
+    NStep,
+    epsilon_greedy,
+    expected_sarsa,
+    q_learning,
+    sampled,
+    sarsa,
+    tree_backup,
+)
 from morphogen.rl.tabular.mdp import one_hot, table
 
 
@@ -166,7 +176,98 @@ def test_two_tables_are_not_taken_in_by_a_maximum():
     assert share["single"] > 0.4  # the best is a share of 0.0125
 
 
+RULES = [(sarsa, sampled), (expected_sarsa, sampled), (expected_sarsa, tree_backup)]
+
+
+def textbook(rows, q, rule, backup, n, gamma, alpha, policy):
+    """Sutton & Barto's algorithm of n steps (sections 7.2 and 7.5), one environment, an update at a time.
+
+    rows: (s, a, r, s', a', terminated, truncated), in which one episode follows the other.
+    """
+    episode = []
+
+    def value(last):
+        _, _, _, to, then, terminated, truncated = last
+        if terminated:
+            return 0.0
+        if rule is sarsa and not truncated:
+            return float(q[to, then])
+        return float(policy(q[to]) @ q[to])
+
+    def learn(tau, upto):
+        g = episode[upto][2] + gamma * value(episode[upto])
+        for k in range(upto - 1, tau - 1, -1):
+            _, _, r, to, then, _, _ = episode[k]
+            if backup is sampled:
+                g = r + gamma * g
+            else:
+                pi = policy(q[to])
+                g = r + gamma * (float(pi @ q[to]) + float(pi[then]) * (g - float(q[to, then])))
+        s, a = episode[tau][:2]
+        q[s, a] += alpha * (g - q[s, a])
+
+    for row in rows:
+        episode.append(row)
+        t = len(episode) - 1
+        if row[5] or row[6]:
+            for tau in range(max(0, t - n + 1), t + 1):
+                learn(tau, t)
+            episode.clear()
+        elif t - n + 1 >= 0:
+            learn(t - n + 1, t)
+    return q
+
+
+@pytest.mark.parametrize(("rule", "backup"), RULES)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_n_steps_are_the_textbooks_algorithm(rule, backup, n):
+    """Two learners in an environment each, beside the algorithm written out; episodes end in both ways."""
+    world = random_mdp(5, 3, ends=0.15, limit=7, seed=3)
+    agent = NStep(world, rule, backup, gamma=0.9, alpha=0.3, epsilon=0.3, initial=0.5, learners=2)
+    source = Recent(Simulated(world, 2), n)
+    source.start(Place(seed=1))
+    rows, ends = [[], []], [0, 0]
+    for _ in range(60):
+        batch = source.next(agent, {})
+        agent.learn(batch)
+        for i in range(2):
+            names = ("obs", "action", "reward", "next", "next_action", "terminated", "truncated")
+            rows[i].append([batch[k][i].item() for k in names])
+            ends = [e + batch[k][i].item() for e, k in zip(ends, names[5:], strict=True)]
+    assert min(ends) > 2
+    for i in range(2):
+        policy = lambda q: epsilon_greedy(q[None], 0.3)[0]  # noqa: E731
+        q = textbook(rows[i], torch.full((5, 3), 0.5, dtype=torch.float64), rule, backup, n, 0.9, 0.3, policy)
+        torch.testing.assert_close(agent.q[i], q, rtol=0, atol=1e-12)
+
+
+def test_one_step_of_n_is_the_rule_itself():
+    world = random_mdp(4, 2, ends=0.2, limit=6)
+    one, many = (make(world, expected_sarsa, gamma=0.9, alpha=0.3) for make in (Control, NStep))
+    learn(one, 3, 40)
+    source = Recent(Simulated(world, 3), 1)
+    source.start(Place())
+    for _ in range(40):
+        many.learn(source.next(many, {}))
+    torch.testing.assert_close(many.q, one.q, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rule", "backup"), RULES)
+def test_n_steps_end_at_the_value_of_what_they_do(rule, backup):
+    """On-policy all three have the same fixed point, that of expected SARSA of one step."""
+    world = random_mdp(4, 2, 2, ends=0.2, seed=2)
+    agent = NStep(world, rule, backup, gamma=0.8, alpha=1.0, decay=0.7, epsilon=0.4)
+    source = Recent(Simulated(world, 256), 3)
+    source.start(Place())
+    for _ in range(200):
+        agent.learn(source.next(agent, {}))
+    policy = epsilon_greedy(agent.q[0], 0.4)
+    assert float(((policy * agent.q[0]).sum(1) - evaluate(world, policy, 0.8)).abs().max()) < 0.1
+
+
 def test_mistakes_are_sentences():
+    with pytest.raises(UserError, match="n of 1 or more"):
+        Recent(Simulated(random_mdp(), 2), 0)
     with pytest.raises(UserError, match="at least one learner"):
         Control(random_mdp(), learners=0)
     with pytest.raises(UserError, match="alpha above 0"):

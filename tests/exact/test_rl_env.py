@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from itertools import pairwise
@@ -9,7 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from morphogen.checkpoint import pack, unpack
 from morphogen.core import CannotRestore, Noise, Place
 from morphogen.errors import UserError
 from morphogen.rl.env import (
@@ -304,8 +307,6 @@ def test_gymnasium_behind_the_protocol():
             ends += terminated
             theirs[i] = e.reset()[0] if terminated or truncated else seen
     assert ends >= 3
-    with pytest.raises(CannotRestore, match="new episodes"):
-        env.state()
     assert spec(build(spec(env))) == spec(env)
     lake = Gymnasium("FrozenLake-v1", 2, {"is_slippery": False})
     lake.start(Place())
@@ -319,6 +320,96 @@ def test_gymnasium_behind_the_protocol():
         Gymnasium("NoSuchThing-v9", 1)
     with pytest.raises(UserError, match="do not divide"):
         env.start(Place(ranks=2))
+
+
+GYMS = [
+    "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0",
+    "FrozenLake-v1", "CliffWalking-v1", "Taxi-v4", "Blackjack-v1",
+    "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "HumanoidStandup-v5", "Swimmer-v5",
+    "Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5",
+]  # fmt: skip
+
+
+def made(name, envs, **options):
+    """Gymnasium's environments; skipped where what they need is not here."""
+    gym = pytest.importorskip("gymnasium")
+    if "-v5" in name:
+        pytest.importorskip("mujoco", reason="MuJoCo is not installed: pip install 'morphogen[rl]'")
+    if name not in gym.registry:
+        pytest.skip(f"this gymnasium has no {name}")
+    try:
+        env = Gymnasium(name, envs, options)
+    except UserError as reason:
+        if "known here" in str(reason):
+            pytest.skip(str(reason))
+        raise
+    env.start(Place(seed=4))
+    return env
+
+
+@pytest.mark.parametrize("name", GYMS)
+def test_gymnasiums_state_goes_on_with_the_same_bits(name, tmp_path):
+    """Written to a file and read into other environments, in the middle of episodes: over ends and resets after it."""
+    env = made(name, 3, max_episode_steps=9)
+    env.reset()
+    for step in range(4):
+        env.step(acts(env, 3, step))
+    tensors = {}
+    page = json.dumps(pack(env.state(), tensors))
+    save_file(tensors, tmp_path / "state.safetensors")
+    after = [env.step(acts(env, 3, step)) for step in range(4, 18)]
+    again = made(name, 3, max_episode_steps=9)
+    again.restore(unpack(json.loads(page), load_file(tmp_path / "state.safetensors")))
+    for step, expected in enumerate(after, 4):
+        for field, a, b in zip(expected._fields, again.step(acts(env, 3, step)), expected, strict=True):
+            assert torch.equal(a, b), (step, field)
+    assert sum(int((s.terminated | s.truncated).sum()) for s in after) >= 3
+
+
+@pytest.mark.parametrize("name", ["LunarLander-v3", "CarRacing-v3", "BipedalWalker-v3"])
+def test_box2ds_state_cannot_be_saved_and_that_is_said(name):
+    pytest.importorskip("Box2D", reason="Box2D is not installed: pip install 'morphogen[rl]'")
+    env = made(name, 1)
+    with pytest.raises(CannotRestore, match="Box2D's contacts cannot be saved"):
+        env.state()
+
+
+def test_gymnasiums_limits_and_wrappers_are_kept():
+    """The limit is counted by us; the last observation of a cut episode is not the first of the next."""
+    env = made("Pendulum-v1", 2, max_episode_steps=5)
+    assert env.limit == 5
+    obs = env.reset()
+    for step in range(1, 12):
+        made_ = env.step(acts(env, 2, step))
+        assert made_.truncated.tolist() == [step % 5 == 0] * 2
+        assert not bool(made_.terminated.any())
+        assert torch.equal(made_.final, made_.obs) == (step % 5 != 0)
+        x, y, omega = obs.unbind(1)  # the physics, by our own task
+        theta = torch.atan2(y, x)
+        there = Pendulum().advance(torch.stack((theta, omega), 1), acts(env, 2, step), Noise.seeded(0, 2)).state
+        torch.testing.assert_close(made_.final, Pendulum().observe(there), rtol=1e-4, atol=1e-5)
+        obs = made_.obs
+    assert Gymnasium("CartPole-v1", 1).rated() == {"solved": 475.0}
+    with pytest.raises(UserError, match="cannot make"):
+        Gymnasium("CartPole-v1", 1, {"gravity_": 3})
+
+
+def test_gymnasiums_pictures():
+    """Of each environment as the step left it: in the hole where the episode ended, not at the start."""
+    pytest.importorskip("pygame", reason="gymnasium draws by pygame: pip install 'morphogen[rl]'")
+    env = made("FrozenLake-v1", 2, render_mode="rgb_array", is_slippery=False)
+    env.reset()
+    first = env.draw(0)
+    env.step(torch.tensor([2, 0]))
+    stayed = env.draw(1)
+    end = env.step(torch.tensor([1, 0]))
+    assert end.terminated.tolist() == [True, False]
+    assert (np.asarray(env.draw(0)) != np.asarray(first)).any()
+    assert (np.asarray(env.draw(1)) == np.asarray(stayed)).all()
+    plain = made("FrozenLake-v1", 1)
+    plain.reset()
+    with pytest.raises(UserError, match="render_mode"):
+        plain.draw(0)
 
 
 class Isaac:

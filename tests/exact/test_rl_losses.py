@@ -137,9 +137,9 @@ def test_duelling_is_centred():
 
 
 def test_td3s_target_action():
-    made = smoothed(d([0.9, 0.0]), d([5.0, -0.1]), sigma=0.2, clip=0.5, low=d(-1, -1), high=d(1, 1))
+    made = smoothed(d([0.9, 0.0]), d([5.0, -0.1]), sigma=0.2, clip=0.5, low=-1.0, high=1.0)
     torch.testing.assert_close(made, d([1.0, -0.02]))
-    made = smoothed(d([0.0, 0.0]), d([5.0, -5.0]), sigma=0.2, clip=0.5, low=d(-1, -1), high=d(1, 1))
+    made = smoothed(d([0.0, 0.0]), d([5.0, -5.0]), sigma=0.2, clip=0.5, low=-1.0, high=1.0)
     torch.testing.assert_close(made, d([0.5, -0.5]))
 
 

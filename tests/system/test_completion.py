@@ -73,6 +73,8 @@ def offered(typed: str) -> list[str]:
         ("sample --n 3 runs/a-1", ["runs/a-1"]),
         ("sample runs/a-0 --label 3 4 --see", ["--seed"]),
         ("evaluate runs/a-0 --judge runs/", ["runs/a-0", "runs/a-1"]),
+        ("evaluate runs/a-0 runs/", ["runs/a-0", "runs/a-1"]),
+        ("evaluate runs/a-0 runs/a-1 --gr", ["--greedy"]),
         ("completion ", ["bash", "zsh", "fish"]),
         ("doctor --f", ["--folder"]),
     ],

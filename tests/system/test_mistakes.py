@@ -3,9 +3,9 @@
 A row says what is `wrong`, what is `typed` (or called in `python`), what the one sentence `says` of it, and, where
 there is one, the right suggestion `near`: the nearest valid thing, or what to do next. Names in braces are made by the
 fixtures `world` and `wrongs`: {run} a generator of the user's own, {reader} a classifier, {flow}, {digits} diffusions
-without classes and with them, {plane} a codec, {own} and {faulty} files of recipes, {tmp} the folder of all. `beside`
-marks answers that stand below other lines (notes of a training); `fault` makes the system refuse; `absent` names the
-device that must not be here.
+without classes and with them, {agent} an agent, {plane} a codec, {own} and {faulty} files of recipes, {tmp} the folder
+of all. `beside` marks answers that stand below other lines (notes of a training); `fault` makes the system refuse;
+`absent` names the device that must not be here.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def wrongs(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     for name, line in {
         "flow": "points-diffusion --steps 2 --width 8 --depth 1 --batch 4",
         "digits": "digits-diffusion --steps 2 --width 8 --batch 4",
+        "agent": "gridworld --world grid4 --steps 2",
     }.items():
         assert main([*shlex.split(f"train {line} --run"), str(tmp / name)]) == 0
     assert main(["train", f"{tmp / 'faulty.py'}:good", "--run", str(tmp / "flowless")]) == 0
@@ -129,7 +130,7 @@ def wrongs(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     with claim(tmp / "held"):
         yield {k: v.replace(world["tmp"], str(tmp)) for k, v in world.items()} | {
             "faulty": str(tmp / "faulty.py"),
-            **{name: str(tmp / name) for name in ("flow", "digits", "flowless", "plane")},
+            **{name: str(tmp / name) for name in ("flow", "digits", "agent", "flowless", "plane")},
         }
 
 

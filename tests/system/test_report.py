@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from morphogen import report
+from morphogen import report, svg
 from morphogen.errors import UserError
 
 
@@ -213,7 +213,7 @@ def number(text: str) -> float:
     ],
 )
 def test_points_lie_where_the_axes_say(points: list[tuple[float, float]]) -> None:
-    ((line,), xs, ys) = drawn(report.chart({"training": points}))
+    ((line,), xs, ys) = drawn(svg.chart({"training": points}))
     assert len(xs) >= 2
     assert len(ys) >= 2
     for axis, along in ((xs, 0), (ys, 1)):
@@ -223,31 +223,31 @@ def test_points_lie_where_the_axes_say(points: list[tuple[float, float]]) -> Non
         for place, point in zip(line, points, strict=True):
             said = a + (place[along] - p0) / (p1 - p0) * (b - a)
             assert said == pytest.approx(point[along], abs=0.02 * (b - a))
-    assert all(report._LEFT - 0.1 <= x <= report._W and 0 <= y <= report._H for x, y in line)
+    assert all(svg._LEFT - 0.1 <= x <= svg._W and 0 <= y <= svg._H for x, y in line)
 
 
 def test_a_wide_range_is_drawn_logarithmically() -> None:
     import math
 
     points = [(1, 1000.0), (2, 10.0), (3, 0.1)]
-    svg = report.chart({"training": points})
-    ((line,), _, ys) = drawn(svg)
-    assert "logarithmic" in svg
+    text = svg.chart({"training": points})
+    ((line,), _, ys) = drawn(text)
+    assert "logarithmic" in text
     (p0, t0), (p1, t1) = ys[0], ys[-1]
     a, b = math.log10(number(t0)), math.log10(number(t1))
     for (_, y), (_, value) in zip(line, points, strict=True):
         assert a + (y - p0) / (p1 - p0) * (b - a) == pytest.approx(math.log10(value), abs=0.02)
-    assert "logarithmic" not in report.chart({"training": [(1, -1.0), (2, 1000.0)]})
+    assert "logarithmic" not in svg.chart({"training": [(1, -1.0), (2, 1000.0)]})
 
 
 def test_lines_keep_their_colour_where_one_is_missing() -> None:
-    assert "class='s1'" in report.chart({"training": [], "held-out": [(1, 1.0), (2, 2.0)]})
-    assert "s0" not in report.chart({"training": [], "held-out": [(1, 1.0), (2, 2.0)]})
+    assert "class='s1'" in svg.chart({"training": [], "held-out": [(1, 1.0), (2, 2.0)]})
+    assert "s0" not in svg.chart({"training": [], "held-out": [(1, 1.0), (2, 2.0)]})
 
 
 def test_a_long_log_is_thinned_to_means() -> None:
     points = [(float(i), float(i % 2)) for i in range(8_000)]
-    ((line,), _, _) = drawn(report.chart({"training": points}))
+    ((line,), _, _) = drawn(svg.chart({"training": points}))
     assert len(line) <= 400
     assert len({y for _, y in line}) == 1  # every group of neighbours has the mean 1/2
 

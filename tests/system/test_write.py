@@ -84,15 +84,6 @@ def test_a_run_of_text_is_measured_by_its_probability(names: Path, capsys: pytes
     assert found["nats/token"] < 1.5  # of 17 letters and an end 2.9
 
 
-def test_pictures_have_no_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, small = str(tmp_path / "run"), ["--steps", "1", "--width", "4", "--depth", "1", "--batch", "2"]
-    assert call("train", "points-diffusion", "--run", run, "--device", "cpu", *small) == 0
-    for words in (("--prompt", "a"), ("--length", "3"), ("--out", str(tmp_path / "a.txt"))):
-        capsys.readouterr()
-        assert call("sample", run, *words) == 2
-        assert "with --from FOLDER" in capsys.readouterr().err
-
-
 class Uniform(torch.nn.Module):
     """Every token is as likely as any other."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .context import Context
 from .evaluate import held_out
+from .play import home, is_agent
 from .receipts import command
 from .recipe import Recipe
 from .train import temporary
@@ -47,7 +48,12 @@ def check_everything(context: Context, experiment: Experiment, seed: int, device
         again = build(spec(short), modules=modules, seed=seed)
         run = again.train(path, seed=seed, device=device, voice=Voice())
         passed("resume", f"to step {run.step}")
-        if isinstance(run.model, Translates):
+        if is_agent(run):
+            from ..rl.play import another, play
+
+            played = play(run.model, another(home(run), 1, limit=10), 1, seed=seed, device=device)
+            passed("play", f"{int(played.lengths)} steps, return {float(played.returns):.4g}")
+        elif isinstance(run.model, Translates):
             passed("translate", "held-out pictures, drawn" if list((path / "samples").glob("*.png")) else "not tried")
         elif can(run.model, Samples):
             x = draw(run.model, 4, seed=seed, chunk=4)

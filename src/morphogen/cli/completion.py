@@ -100,9 +100,10 @@ def candidates(words: Sequence[str], verbs: Mapping[str, Any], common: Iterable[
         return _beginning(_spellings(named.values(), rest, common), typed)
     if open_ is not None:
         return _values(open_, typed, bare)
-    if len(bare) < len(places):
+    if len(bare) < len(places) and not places[len(bare)].many:
         return _values(places[len(bare)], typed, bare)
-    return _beginning(_spellings(named.values(), rest, common), typed)
+    more = _values(places[-1], typed, bare) if places and places[-1].many else []
+    return more + _beginning(_spellings(named.values(), rest, common), typed)
 
 
 def _first(verb: Any) -> str:
@@ -179,6 +180,7 @@ _MEANT: Mapping[str, Callable[[str, Sequence[str]], Candidates]] = {  # what an 
     "judge": _runs,
     "weak": _runs,
     "also": _runs,
+    "others": _runs,
     "checkpoint": _checkpoints,
     "device": lambda typed, bare: _beginning([("cpu", ""), ("cuda", "NVIDIA"), ("mps", "Apple")], typed),
 }

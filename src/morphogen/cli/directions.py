@@ -73,7 +73,7 @@ def directions(
     directions are learned from, -1 for all. walked: how many held-out items are moved along them and measured.
     steps: of a walk. reach: how far it goes either way, in standard deviations of the attribute (of a class: in
     differences of means). show: how many of the items to draw. judge: the run of a classifier, to say whether items
-    keep their class. film: FILE.gif for a film of the walk. seed: which items. out: the picture to write (default:
+    keep their class. film: FILE.gif or FILE.mp4 of the walk. seed: which items. out: the picture to write (default:
     directions.png in the run).
     checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's
     first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
@@ -81,8 +81,10 @@ def directions(
     """
     path = out or run / "directions.png"
     picture_path(path)
-    if film is not None and film.suffix.lower() != ".gif":
-        raise UserError(f"--film {str(film)!r} is no film's name: let it end in .gif.")
+    if film is not None:
+        from ..data.film import film_path
+
+        film_path(film)
     if steps < 2 or not reach > 0 or show < 1 or walked < 2:
         raise UserError(
             f"A walk of --steps {steps}, --reach {reach:g}, --show {show}, --walked {walked} shows nothing: take steps"
@@ -129,7 +131,7 @@ def directions(
     captions = [f"{a.name}, {-reach * a.unit:+.3g} to {reach * a.unit:+.3g}" for a in attributes]
     files = [save(grid(blocks, 1, captions), path)]
     if film is not None:
-        from ..data.chart import film as shot
+        from ..data.film import film as shot
 
         film.parent.mkdir(parents=True, exist_ok=True)
         shot([space.show(torch.cat([r[:, t] for r in rows]), len(rows[0])) for t in range(steps)], film)

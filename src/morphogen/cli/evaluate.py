@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..seeds import alike
 from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
+from .play import agent_page, home, is_agent, manner, over_seeds, played
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
 from .train import fit as fit_run
@@ -45,12 +47,16 @@ _AUTOMATIC = ("Digits",)  # judges that are trained in seconds
 def evaluate(
     context: Context,
     run: Path,
+    others: tuple[Path, ...] = (),
     *,
-    n: int = 1000,
+    n: int | None = None,
     judge: Path | None = None,
     likelihood: int = 0,
     importance: int = 1000,
     classes: int = 0,
+    greedy: bool = False,
+    sample: bool = False,
+    limit: int | None = None,
     seed: int = 0,
     checkpoint: str = "newest",
     ema: tuple[str, ...] = (),
@@ -58,22 +64,26 @@ def evaluate(
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
-    """Measure a run: its classifier, or its samples and likelihoods, with intervals.
+    """Measure a run: its classifier, its samples and likelihoods, or the returns of its agent, with intervals.
 
     Of several averages of the weights, each is measured in the same way with the same noise: quality against length.
+    An agent plays fresh episodes; of several runs that differ in their seed alone, the mean return of each is a score.
 
-    run: the folder of the run. n: how many samples to draw; all at one and the same setting, that of the run's pictures
-    unless flags say otherwise; 0 for the likelihood alone. judge: the run of a classifier that reads the samples
-    (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on how many test items
-    it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance: how many draws of
-    its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a single one's bound
-    alone). classes: how many more samples to draw without a class, for the judge to say of which one they are: the
-    rarest and the commonest (0: none). seed: of the samples. checkpoint: newest, best or a step. ema: which averaged
-    weights, by decay or length, or live; several are compared (default: the run's first average).
+    run: the folder of the run. others: of agents, more runs of the same recipe with other seeds. n: how many samples to
+    draw (default: 1000); all at one and the same setting, that of the run's pictures unless flags say otherwise; 0 for
+    the likelihood alone; of an agent, how many episodes to play (default: 100). judge: the run of a classifier that
+    reads the samples (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on
+    how many test items it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance:
+    how many draws of its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a
+    single one's bound alone). classes: how many more samples to draw without a class, for the judge to say of which one
+    they are: the rarest and the commonest (0: none). greedy: let an agent act without chance. sample: let it draw its
+    actions (default: as its paper judges it). limit: steps after which an agent's episode is cut off (default: the
+    environment's own). seed: of the samples, or of the episodes. checkpoint: newest, best or a step. ema: which
+    averaged weights, by decay or length, or live; several are compared (default: the run's first average).
     device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
     which the run uses.
     """
-    if n < 0 or n == 1:
+    if n is not None and (n < 0 or n == 1):
         raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
     if importance < 0:
         raise UserError(f"--importance {importance} draws: take 1000, better 5000 (0: the bound of one draw alone).")
@@ -81,22 +91,40 @@ def evaluate(
         raise UserError(f"--classes {classes} draws samples for a judge to read: take 2000, and give --judge RUN.")
     if n == 0 and judge is not None:
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
+    acting = manner(greedy, sample, limit)
+    idle = [k for k, v in {"--judge": judge, "--likelihood": likelihood, "--classes": classes}.items() if v]
     with _root(data_root):
         modules = recipes.load_files(with_)
+        if others:
+            if len(ema) > 1:
+                raise UserError("Several runs are compared at one average of their weights: give one with --ema.")
+            seeds = [load_run(context, r, checkpoint, device, modules, *ema) for r in (run, *others)]
+            alike([(r.path, r.page) for r in seeds])
+            pages = [agent_page(context, r, n, acting, seed, limit, idle) for r in seeds]
+            for page in pages:
+                _kept(Path(page["run"]), page)
+            page = over_seeds(pages)
+            context.tell.answer("evaluated", page, "\n\n".join(map(described, [*pages, page])))
+            return
         for name in ema[1:]:
             load_run(context, run, checkpoint, device, modules, name)  # a wrong one is told before any is measured
         pages = []
         for wish in ema or (None,):
             loaded = load_run(context, run, checkpoint, device, modules, wish)
-            options = options_of(context, loaded)
-            reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
             if len(ema) > 1:
                 context.tell.note(f"Average {loaded.average}:")
+            if is_agent(loaded):
+                pages.append(agent_page(context, loaded, n, acting, seed, limit, idle))
+                continue
+            if acting is not None or limit:
+                home(loaded)  # says that it does not act
+            options = options_of(context, loaded)
+            reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
             pages.append(
                 measure_run(
                     context,
                     loaded,
-                    n=n,
+                    n=1000 if n is None else n,
                     judge=reader,
                     seed=seed,
                     options=options,
@@ -105,16 +133,20 @@ def evaluate(
                     classes=classes,
                 )
             )
+    one = len(pages) == 1
+    page = pages[0] if one else {"averages": pages}
+    path, report = _kept(run, page, "evaluation.json" if one else "averages.json")
+    told = described(page) if one else compared(pages)
+    context.tell.answer("evaluated", page, f"{told}\n\n  evaluation  {path}\n  report      {report}")
+
+
+def _kept(run: Path, page: dict[str, Any], name: str = "evaluation.json") -> tuple[Path, Path]:
+    """Write a page into a run and its report again: their paths."""
     from ..report import write
     from .receipts import write_json
 
-    one = len(pages) == 1
-    page = pages[0] if one else {"averages": pages}
-    path = run / ("evaluation.json" if one else "averages.json")
-    write_json(path, page)
-    report = write(run)
-    told = described(page) if one else compared(pages)
-    context.tell.answer("evaluated", page, f"{told}\n\n  evaluation  {path}\n  report      {report}")
+    write_json(run / name, page)
+    return run / name, write(run)
 
 
 _root = data_root
@@ -506,6 +538,8 @@ def _prefixed(heldout: dict[str, float]) -> dict[str, float]:
 
 
 def _setting(page: dict[str, Any]) -> str:
+    if "episodes" in page:
+        return played(page)
     options = "".join(f", {k} {v}" for k, v in (page.get("options") or {}).items())
     drawn = f", {page['n']} samples of seed {page['seed']}{options}" if "n" in page else ""
     average = f", average {page['ema']}" if page.get("ema") not in (None, "live") else ""
@@ -517,5 +551,7 @@ def described(page: dict[str, Any]) -> str:
     lines = [f"{_setting(page)}:", ""]
     if page["measures"]:
         lines.append(measured(page["measures"]))
-    heldout = ", ".join(f"{k} {v:.4g}" for k, v in page["heldout"].items())
-    return "\n".join([*lines, "", f"held-out: {heldout}"])
+    for name, said in (("known returns", page.get("rated")), ("held-out", page.get("heldout"))):
+        if said:
+            lines += ["", f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in said.items())}"]
+    return "\n".join(lines)

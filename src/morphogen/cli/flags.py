@@ -33,7 +33,9 @@ class Flag(NamedTuple):
     @property
     def spelled(self) -> str:
         """As the user types it."""
-        return self.name.upper() if self.positional else "--" + self.key.replace("_", "-")
+        if self.positional:
+            return f"[{self.name.upper()} …]" if self.many else self.name.upper()
+        return "--" + self.key.replace("_", "-")
 
     @property
     def key(self) -> str:
@@ -173,7 +175,8 @@ def _kind(hint: Any) -> str:
             said.append("|".join(map(str, get_args(h))))
         elif h is not type(None):
             said.append(_PLAIN[h])
-    return "|".join(dict.fromkeys(said))
+    text = "|".join(dict.fromkeys(filter(None, said)))
+    return f"[{text}]" if text and bool in choices(hint) else text  # a switch that may be given a value
 
 
 def table(rows: Iterable[tuple[str, str]], indent: int = 2, column: int = 28) -> str:

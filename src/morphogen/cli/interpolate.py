@@ -47,7 +47,7 @@ def interpolate(
     steps: pictures from each end to the next, both ends among them. label: the class of each end, in turn, for a codec
     that is told classes (default: those of the items). space: of a GAN, which items and pictures are inverted in, a
     second or so each: z, or of styles w or w+ (default: z). extractor: the run of a classifier, whose features are
-    compared beside the pixels in inverting. film: FILE.gif for a film of the way, there and back.
+    compared beside the pixels in inverting. film: FILE.gif, or FILE.mp4, for a film of the way, there and back.
     seed: of the samples. out: the picture to write, a row for each two ends, or FILE.npy for the numbers (default:
     interpolated.png in the run). checkpoint: newest, best or a step. ema: which averaged weights, by decay or length,
     or live (default: the run's first average). device: cpu, cuda, …. data_root: the folder that holds the data sets.
@@ -60,8 +60,10 @@ def interpolate(
     path = out or run / "interpolated.png"
     if path.suffix != ".npy":
         picture_path(path, ", or in .npy for the numbers")
-    if film is not None and film.suffix.lower() != ".gif":
-        raise UserError(f"--film {str(film)!r} is no film's name: let it end in .gif.")
+    if film is not None:
+        from ..data.film import film_path
+
+        film_path(film)
     from ..adversarial.invert import Inverse
     from ..core import Samples, can, each
     from ..latent.interpolate import WAYS, between
@@ -91,7 +93,7 @@ def interpolate(
         if path.suffix != ".npy":
             files.append(save(shown.show(made.flatten(0, 1), steps), path))
         if film:
-            from ..data.chart import film as shot
+            from ..data.film import film as shot
 
             film.parent.mkdir(parents=True, exist_ok=True)
             shot([shown.show(frame[None]) for leg in made for frame in leg], film)

@@ -57,7 +57,8 @@ def scan(tokens: Sequence[str], flags: Sequence[Flag], command: str, alias: Mapp
             values[flag.name] = convert(flag, [value] if equals else _bare(words, room), command)
     for place in places:
         if bare:
-            values[place.name] = convert(place, [bare.pop(0)], command)
+            taken, bare = (bare, []) if place.many else (bare[:1], bare[1:])
+            values[place.name] = convert(place, taken, command)
         elif place.default is REQUIRED:
             raise UserError(f"{place.spelled} is missing: put it first, as in `{command} {place.spelled} …`.")
     if bare:
@@ -109,6 +110,8 @@ def convert(flag: Flag, words: Sequence[str], command: str = "morphogen") -> Any
         if (key := tuple(w.lower() for w in words)) in said:
             return said[key]
         raise UserError(f"{flag.spelled} is on or off and takes no value {words[0]!r}: write {flag.switches}.")
+    if not words and bool in choices(flag.hint):  # on, and no value said
+        return True
     if not words:
         raise UserError(f"{flag.spelled} needs a value, {_wanted(flag.hint)}: `{command} --help` explains it.")
     if len(words) > 1 and not flag.many:

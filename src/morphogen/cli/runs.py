@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
 from . import receipts
@@ -113,15 +113,44 @@ def show(context: Context, run: Path) -> None:
     context.tell.answer("run", fields, text)
 
 
-def report(context: Context, run: Path) -> None:
-    """Write a run's report.html again.
+def report(
+    context: Context,
+    run: Path,
+    others: tuple[Path, ...] = (),
+    *,
+    out: Path | None = None,
+    statistic: Literal["iqm", "mean", "median"] = "iqm",
+) -> None:
+    """Write a run's report.html again; or one of several runs that differ in their seed, with curves over seeds.
 
-    run: the folder of the run.
+    run: the folder of the run. others: more runs of the same experiment with other seeds, whose learning curves are
+    drawn as one with a band. out: of several runs, FILE.html (default: seeds.html beside the first). statistic: of the
+    runs at each point: the interquartile mean, the mean or the median, each with its bootstrap interval.
     """
-    from ..report import write
+    from .. import seeds
+    from ..report import AXES, write
 
-    path = write(run)
-    context.tell.answer("report", {"report": str(path)}, f"Written: {path}")
+    if not others:
+        if out is not None:
+            raise UserError("--out is for the report of several runs: name more of them, or leave it out.")
+        path = write(run)
+        context.tell.answer("report", {"report": str(path)}, f"Written: {path}")
+        return
+    path = out or run.parent / "seeds.html"
+    if path.suffix != ".html":
+        raise UserError(f"{str(path)!r} is no report's name: let it end in .html.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curves = seeds.write([run, *others], path, statistic)
+    lasts = [("number", "at the end", "95 % interval", "over")]
+    for name, c in curves.items():
+        last = (
+            f"{c.value[-1]:.6g}",
+            f"{c.low[-1]:.6g} … {c.high[-1]:.6g}",
+            f"{c.x[-1]:,.0f} {AXES[c.axis]}",
+        )
+        lasts.append((name, *last))
+    fields = {"report": str(path), "statistic": statistic, "curves": {k: c._asdict() for k, c in curves.items()}}
+    context.tell.answer("report", fields, f"{columns(lasts)}\n\nWritten: {path}")
 
 
 # ---- making the beginning of a record again ------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""Charts of points and curves as pictures, and films; drawn by Pillow, like the pictures beside them."""
+"""Charts of points and curves as pictures, drawn by Pillow, like the pictures beside them."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,16 +110,3 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     pen.text((fine / 2, fine - 6 * _FINE), x, _INK, font, anchor="ms")
     pen.text((edge, edge - 10 * _FINE), y, _INK, font, anchor="ls")
     return sheet.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def film(pictures: Sequence[Picture], path: str | Path, seconds: float = 0.12) -> None:
-    """Pictures of one size as an animated GIF that runs there and back for ever; `seconds` each, the ends longer.
-
-    Raises UserError where there is no picture.
-    """
-    if not pictures:
-        raise UserError("A film needs a picture: give at least one.")
-    turn = [*pictures, *pictures[-2:0:-1]]
-    times = [round(1000 * seconds) * (4 if i in (0, len(pictures) - 1) else 1) for i in range(len(turn))]
-    first, *rest = (p.convert("P", palette=Image.Palette.ADAPTIVE) for p in turn)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=times, loop=0, disposal=1)

@@ -49,7 +49,8 @@ class Sharded(Joined):
         fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=kept)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sums
+                module.set_gradient_divide_factor(1.0)  # sums …
+                module.set_force_sum_reduction_for_comms(True)  # … by the one operation that gloo has for float32 too
         for door in DOORS:
             if callable(getattr(model, door, None)):
                 register_fsdp_forward_method(model, door)

@@ -112,7 +112,7 @@ def duelling(value: Tensor, advantage: Tensor) -> Tensor:
     return value + advantage - advantage.mean(-1, keepdim=True)
 
 
-def smoothed(action: Tensor, normal: Tensor, *, sigma: float, clip: float, low: Tensor, high: Tensor) -> Tensor:
+def smoothed(action: Tensor, normal: Tensor, *, sigma: float, clip: float, low: float, high: float) -> Tensor:
     """TD3's target action: π'(s') plus clipped noise, within the bounds. normal: standard normal, of its shape."""
     return (action + (sigma * normal).clamp(-clip, clip)).clamp(low, high)
 

@@ -16,7 +16,7 @@ each batch (a sum tree's way is not a tensor's): a millisecond for a million of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -93,8 +93,7 @@ class Replay(Remembers):
     def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
         """Learn the last batch's priorities, act, and draw."""
         self._hear(heard)
-        for _ in range(self.every if self._total else self.warmup):
-            self._remember(actor)
+        self._remember(actor, self.every if self._total else self.warmup)
         self._draws += 1
         n = self.batch // self._place.ranks
         index = torch.arange(n, device=self._place.device) + self._place.rank * n
@@ -103,7 +102,7 @@ class Replay(Remembers):
         self._last = place
         return {
             **self._samples(place),
-            "weight": weight.to(torch.get_default_dtype()),
+            "weight": weight,
             "score": torch.full((n,), self._player.score(), device=place.device),
             "index": place,
             "key": key,
@@ -116,61 +115,73 @@ class Replay(Remembers):
             self._weight.view(-1)[self._last] = fresh.to(self._weight.device)
 
     @torch.no_grad()
-    def _remember(self, actor: Model) -> None:
-        """Take a step, and put it in place of the oldest where the memory is full."""
-        player = self._player
-        obs, act = player.obs, player.act(actor)
-        step = player.step(act)
-        row: dict[str, Any] = {
-            "obs": obs,
-            "action": act.action,
-            "reward": step.reward,
-            "next": step.final,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "info": dict(act.info),
-        }
+    def _remember(self, actor: Model, steps: int) -> None:
+        """Take steps, and put them in place of the oldest where the memory is full."""
+        player, rows = self._player, []
+        for _ in range(steps):
+            obs, act = player.obs, player.act(actor)
+            step = player.step(act)
+            rows.append(
+                {
+                    "obs": obs,
+                    "action": act.action,
+                    "reward": step.reward,
+                    "next": step.final,
+                    "terminated": step.terminated,
+                    "truncated": step.truncated,
+                    "info": dict(act.info),
+                }
+            )
         if not self._held:
-            self._held = each(row, lambda t: t.new_zeros(self._rows, *t.shape))
-        at = self._total % self._rows
-        _put(self._held, row, at)
-        self._weight[at] = self._weight.max() if self._total else 1.0
-        self._total += 1
+            self._held = each(rows[0], lambda t: t.new_zeros(self._rows, *t.shape))
+        largest = self._weight.max() if self._total and self.priorities is not None else 1.0
+        while rows:
+            at = self._total % self._rows
+            n = min(len(rows), self._rows - at)
+            _put(self._held, rows[:n], at)
+            self._weight[at : at + n] = largest
+            self._total += n
+            del rows[:n]
 
     def _drawn(self, noise: Noise, step: int) -> tuple[Tensor, Tensor]:
         """Places (B,) in the memory, and the weights (B,) of what is there."""
         count = min(self._total, self._rows) * self._envs
         u = noise.uniform(dtype=torch.float64)
         if self.priorities is None:
-            return (u * count).long(), torch.ones_like(u)
+            return (u * count).long(), torch.ones(len(u), device=u.device)
         chance = prioritised(self._weight.view(-1)[:count], self.priorities.alpha)
         cdf = chance.cumsum(0)
         place = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=count - 1)
         beta = self.priorities.beta
         beta += (1 - beta) * min(1.0, step / self.priorities.anneal)
-        return place, importance(chance[place], count, beta)
+        return place, importance(chance[place], count, beta).to(torch.get_default_dtype())
 
     def _samples(self, place: Tensor) -> dict[str, Any]:
         """What is remembered at places (B,), n steps at once."""
-        held, row, env = self._held, place // self._envs, place % self._envs
-        age = (self._total - 1 - row) % self._rows  # steps since
-        reward, live = held["reward"][row, env], torch.ones_like(place, dtype=torch.bool)
-        last, factor = row, torch.ones_like(reward)
+        held = each(self._held, lambda t: t.flatten(0, 1))  # (places, ...): step by step, all environments of each
+        reward, last = held["reward"][place], place
+        discount = torch.full_like(reward, self.gamma)
+        if self.n > 1:
+            age = (self._total - 1 - place // self._envs) % self._rows  # steps since
+            live = torch.ones_like(place, dtype=torch.bool)
         for k in range(1, self.n):
-            ended = held["terminated"][last, env] | held["truncated"][last, env]
-            live = live & ~ended & (age >= k)
-            last = torch.where(live, (row + k) % self._rows, last)
-            factor = torch.where(live, factor * self.gamma, factor)
-            reward = reward + torch.where(live, factor * held["reward"][last, env], 0.0)
-        over = held["terminated"][last, env]
+            live = live & ~(held["terminated"][last] | held["truncated"][last]) & (age >= k)
+            last = torch.where(live, (place + k * self._envs) % (self._rows * self._envs), last)
+            reward = reward + torch.where(live, discount * held["reward"][last], 0.0)
+            discount = torch.where(live, discount * self.gamma, discount)
         return {
-            "obs": held["obs"][row, env],
-            "action": held["action"][row, env],
+            "obs": held["obs"][place],
+            "action": held["action"][place],
             "reward": reward,
-            "discount": torch.where(over, 0.0, factor * self.gamma),
-            "next": held["next"][last, env],
-            "info": each(held["info"], lambda t: t[row, env]),
+            "discount": discount.masked_fill_(held["terminated"][last], 0.0),
+            "next": held["next"][last],
+            "info": each(held["info"], lambda t: t[place]),
         }
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._total * self.env.envs
 
     def state(self) -> State:
         """The player and the whole memory."""
@@ -193,13 +204,13 @@ class Replay(Remembers):
         self._weight, self._last = whole(state["weight"]), state["last"].to(self._place.device)
 
 
-def _put(held: Mapping[str, Any], row: Mapping[str, Any], at: int) -> None:
-    """Write a row into the memory."""
-    for name, value in row.items():
+def _put(held: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], at: int) -> None:
+    """Write rows into the memory, from row `at` on."""
+    for name, value in held.items():
         if isinstance(value, Mapping):
-            _put(held[name], value, at)
+            _put(value, [row[name] for row in rows], at)
         else:
-            held[name][at] = value
+            torch.stack([row[name] for row in rows], out=value[at : at + len(rows)])
 
 
 def _wide(t: Tensor, rows: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Experience as a source: an agent acts in environments, and what comes of it are its batches.
 
     Online     one step of every environment a batch, for methods that learn from each step as it comes
+    Recent     the last n steps of every environment, one newer in each batch: methods of n steps
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
 Both store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). An action's noise is keyed
@@ -15,17 +16,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Batch, Loss, Model, Noise, Place, State, can, each, keys, size
+from ..core import Act, Acts, Batch, Greedy, Loss, Model, Noise, Place, State, can, each, keys, size
 from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env, Step
 from .losses import standardised
-from .returns import following, gae, lambda_return
+from .returns import explained_variance, following, gae, lambda_return
 
 _ACT, _ORDER = 0xAC7, 0x0DE2  # set the keys of actions, and of the order of minibatches, apart
 Rows = dict[str, Any]  # names to tensors (T, B, ...)
@@ -48,26 +49,43 @@ class Player:
         self.running = torch.zeros(n, device=place.device)
         self.recent: deque[float] = deque(maxlen=100)
 
-    def act(self, actor: Model) -> Act:
-        """What the actor does now."""
+    def act(self, actor: Model, greedy: bool = False, noise: Noise | None = None) -> Act:
+        """What the actor does now. greedy: without chance, where it can. noise: where it was made ahead."""
         if not can(actor, Acts):
             raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
-        self.steps += 1
-        noise = Noise(keys(self.index, self.place.seed, _ACT, self.steps))
+        noise = self.noise() if noise is None else noise
         with torch.no_grad():
-            act: Act = cast("Acts", actor).act(self.obs, self.memory, noise=noise)
-        return act
+            if greedy:
+                return cast("Greedy", actor).greedy(self.obs, self.memory)
+            return cast("Acts", actor).act(self.obs, self.memory, noise=noise)
+
+    def noise(self) -> Noise:
+        """That of the next action."""
+        self.steps += 1
+        return Noise(keys(self.index, self.place.seed, _ACT, self.steps))
+
+    def noises(self, n: int) -> list[Noise]:
+        """Those of the next n actions."""
+        key = torch.stack([self.noise().key for _ in range(n)])  # (n, B)
+        drawn: dict[tuple[Any, ...], Tensor] = {}
+        return [Ahead(key, t, drawn) for t in range(n)]
 
     def step(self, act: Act) -> Step:
         """Do it."""
         step = self.env.step(act.action)
         ended = step.terminated | step.truncated
-        self.running = self.running + step.reward
-        if bool(ended.any()):
-            self.recent.extend(self.running[ended].tolist())
-            self.running = self.running * ~ended
+        self.earn(step.reward[None], ended[None])
         self.obs, self.memory = step.obs, forgotten(act.memory, ended)
         return step
+
+    def earn(self, reward: Tensor, ended: Tensor) -> None:
+        """Count the rewards of steps (T, B), and the episodes that they ended."""
+        since = 0
+        for t in ended.any(1).nonzero().flatten().tolist():
+            self.running = self.running + reward[since : t + 1].sum(0)
+            self.recent.extend(self.running[ended[t]].tolist())
+            self.running, since = self.running * ~ended[t], t + 1
+        self.running = self.running + reward[since:].sum(0)
 
     def score(self) -> float:
         """The mean return of the last episodes."""
@@ -88,6 +106,31 @@ class Player:
         self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
         self.running = state["running"].to(self.place.device)
         self.recent = deque(state["recent"], maxlen=100)
+
+
+class Ahead(Noise):
+    """The noise of one step of a stretch, with keys (T, B), whose numbers are drawn for all of its steps at once."""
+
+    def __init__(self, key: Tensor, t: int, drawn: dict[tuple[Any, ...], Tensor]) -> None:
+        super().__init__(key[t])
+        self._keys, self._t, self._drawn = key, t, drawn
+
+    def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As Noise has it (B, *shape)."""
+        return self._of(Noise.uniform, shape, dtype)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """As Noise has it (B, *shape)."""
+        return self._of(Noise.normal, shape, dtype)
+
+    def _of(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        asked = self._draws, draw, shape, dtype or torch.get_default_dtype()
+        if asked not in self._drawn:
+            noise = Noise(self._keys.flatten())
+            noise._draws = self._draws
+            self._drawn[asked] = draw(noise, *shape, dtype=dtype).unflatten(0, self._keys.shape)  # (T, B, *shape)
+        self._draws += 1
+        return self._drawn[asked][self._t]
 
 
 def forgotten(memory: Any, ended: Tensor) -> Any:
@@ -134,6 +177,11 @@ class Online(Remembers):
             "key": keys(player.index, player.place.seed, _ORDER, player.steps),
         }
 
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far: an action that is only chosen is none yet."""
+        return (self._player.steps - bool(self._ahead)) * self.env.envs
+
     def state(self) -> State:
         """The player, and the action chosen ahead."""
         return {"player": self._player.state(), "ahead": self._ahead}
@@ -142,6 +190,46 @@ class Online(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         self._ahead = dict(state["ahead"])
+
+
+class Recent(Remembers):
+    """Each batch is one of `Online`, and beside it `steps`: the last n of every environment, the newest last.
+
+    steps: obs, action, reward, next, next_action, terminated, truncated (B, n, ...), and live (B, n): whether a step is
+    there and of the newest one's episode. Raises UserError where n is less than 1.
+    """
+
+    def __init__(self, env: Env, n: int) -> None:
+        if n < 1:
+            raise UserError(f"The last {n} steps are no experience: take n of 1 or more.")
+        self.env, self.n = env, n
+
+    def start(self, place: Place) -> None:
+        """Begin all environments."""
+        self._online, self._steps = Online(self.env), cast("dict[str, Tensor]", {})
+        self._online.start(place)
+
+    def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
+        """Take a step, and forget the oldest."""
+        batch = self._online.next(actor, heard)
+        new = {k: batch[k] for k in ("obs", "action", "reward", "next", "next_action", "terminated", "truncated")}
+        if not self._steps:
+            self._steps = {k: v[:, None].expand(-1, self.n, *v.shape[1:]) for k, v in new.items()}
+            self._steps["live"] = torch.zeros_like(self._steps["terminated"])
+        new["live"] = torch.ones_like(new["terminated"])
+        ended = self._steps["terminated"][:, -1] | self._steps["truncated"][:, -1]
+        kept = self._steps | {"live": self._steps["live"] & ~ended[:, None]}
+        self._steps = {k: torch.cat((kept[k][:, 1:], v[:, None]), 1) for k, v in new.items()}
+        return {**batch, "steps": dict(self._steps)}
+
+    def state(self) -> State:
+        """The player, and the steps."""
+        return {"online": self._online.state(), "steps": self._steps}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._online.restore(state["online"])
+        self._steps = dict(state["steps"])
 
 
 def _kept(act: Act) -> dict[str, Any]:
@@ -163,8 +251,14 @@ class GAE(Remembers):
         if "value" not in rows["info"]:
             raise UserError("GAE needs a critic: let act say info={'value': V(s)}, or take MonteCarlo().")
         value = rows["info"]["value"]
-        advantage = gae(rows["reward"], value, rows["after"], *ends, gamma=self.gamma, lam=self.lam)
+        advantage = gae(_counted(rows), value, rows["after"], *ends, gamma=self.gamma, lam=self.lam)
         return {"advantage": advantage, "return": advantage + value}
+
+
+def _counted(rows: Rows) -> Tensor:
+    """Rewards (T, B), in the "unit" that act says they count in: those of a stretch count alike."""
+    reward: Tensor = rows["reward"]
+    return reward / rows["info"]["unit"] if "unit" in rows["info"] else reward
 
 
 class MonteCarlo(Remembers):
@@ -176,8 +270,21 @@ class MonteCarlo(Remembers):
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         """`advantage` and `return` (T, B)."""
         ends = rows["terminated"], rows["truncated"]
-        target = lambda_return(rows["reward"], rows["after"], *ends, gamma=self.gamma, lam=1.0)
+        target = lambda_return(_counted(rows), rows["after"], *ends, gamma=self.gamma, lam=1.0)
         return {"advantage": target - rows["info"].get("value", 0.0), "return": target}
+
+
+@runtime_checkable
+class Reviews(Protocol):
+    """A policy that says of a whole stretch at once what `act` says of each step: a step then costs an action only."""
+
+    def decide(self, obs: Tensor, *, noise: Noise) -> Tensor:
+        """The actions (B, ...) of `act` alone."""
+        ...
+
+    def review(self, obs: Tensor, action: Tensor) -> Mapping[str, Tensor]:
+        """What `act` says (its info) of actions (N, ...) for observations (N, ...)."""
+        ...
 
 
 def by_step(rows: Rows) -> Batch:
@@ -211,7 +318,8 @@ class Rollouts(Remembers):
     step says a larger "kl" in its logs.
 
     A batch: obs, action, reward, terminated, truncated, begins (whether a step is an episode's first), info (what act
-    said), what estimate says, score, index, key; and by_environment the memory of the beginning.
+    said), what estimate says, epoch (how often a sample was served before), score, index, key; and by_environment the
+    memory of the beginning.
     Raises UserError where the samples of a stretch do not divide into the pieces.
     """
 
@@ -239,22 +347,31 @@ class Rollouts(Remembers):
         self._player, self._place = Player(self.env, place), place
         self._begins = torch.ones_like(self._player.index, dtype=torch.bool)
         self._count, self._used, self._whole = 0, 0, cast("dict[str, Any]", {})
+        self._mixed: dict[str, Any] | None = None  # the samples in the order of the epoch: follows from the rest
 
     def next(self, actor: Model, heard: Mapping[str, Loss]) -> Batch:
         """The next minibatch, of a new stretch where the last is used up or left."""
         if not self._whole or self._used >= self.epochs * self.pieces or self._far(heard):
-            self._whole, self._used = self._play(actor), 0
+            self._whole, self._used, self._mixed = self._play(actor), 0, None
             self._count += 1
         epoch, piece = divmod(self._used, self.pieces)
         self._used += 1
-        n = size(self._whole)
-        if n % self.pieces:
-            raise UserError(f"A stretch of {n} samples does not divide into {self.pieces} pieces: choose others.")
-        if self.pieces == 1:
-            return self.finish(self._whole)
-        order = keys(self._whole["index"], self._place.seed, _ORDER, self._count, epoch).argsort()
-        picked = order[piece * (n // self.pieces) : (piece + 1) * (n // self.pieces)]
-        return self.finish(each(self._whole, lambda t: t[picked]))
+        n, left = divmod(size(self._whole), self.pieces)
+        if left:
+            raise UserError(
+                f"A stretch of {size(self._whole)} samples does not divide into {self.pieces} pieces: choose others."
+            )
+        if piece == 0 or self._mixed is None:
+            self._mixed = self._mix(epoch)
+        return self.finish(each(self._mixed, lambda t: t[piece * n : (piece + 1) * n]))
+
+    def _mix(self, epoch: int) -> dict[str, Any]:
+        """The samples of the stretch in this epoch's order."""
+        index, mixed = self._whole["index"], self._whole
+        if self.pieces > 1:
+            order = keys(index, self._place.seed, _ORDER, self._count, epoch).argsort()
+            mixed = each(mixed, lambda t: t[order])
+        return {**mixed, "epoch": torch.full_like(index, epoch)}
 
     def _far(self, heard: Mapping[str, Loss]) -> bool:
         if self.most_kl is None:
@@ -265,47 +382,57 @@ class Rollouts(Remembers):
     @torch.no_grad()
     def _play(self, actor: Model) -> dict[str, Any]:
         """A new stretch, its samples."""
-        player = self._player
-        memory, kept, lasts = player.memory, [], []
-        for _ in range(self.length):
-            obs, act = player.obs, player.act(actor)
-            step = player.step(act)
-            ended = step.terminated | step.truncated
-            kept.append(
-                {
-                    "obs": obs,
-                    "action": act.action,
-                    "reward": step.reward,
-                    "terminated": step.terminated,
-                    "truncated": step.truncated,
-                    "begins": self._begins,
-                    "info": dict(act.info),
-                }
-            )
-            lasts.append((step.final, step.truncated, act.memory))
-            self._begins = ended
-        rows: dict[str, Any] = _stacked(kept)
-        rows["after"] = self._after(actor, rows, lasts)
+        player, later = self._player, can(actor, Reviews)
+        memory, kept = player.memory, []
+        for noise in player.noises(self.length):
+            obs = player.obs
+            act = Act(cast("Reviews", actor).decide(obs, noise=noise)) if later else player.act(actor, noise=noise)
+            step = player.env.step(act.action)
+            player.obs = step.obs
+            if act.memory is not None:
+                player.memory = forgotten(act.memory, step.terminated | step.truncated)
+            kept.append((obs, act, step))
+        rows: dict[str, Any] = {
+            "obs": torch.stack([obs for obs, _, _ in kept]),
+            "action": torch.stack([act.action for _, act, _ in kept]),
+            "reward": torch.stack([step.reward for _, _, step in kept]),
+            "terminated": torch.stack([step.terminated for _, _, step in kept]),
+            "truncated": torch.stack([step.truncated for _, _, step in kept]),
+        }
+        ended = rows["terminated"] | rows["truncated"]
+        rows["begins"], self._begins = torch.cat((self._begins[None], ended[:-1])), ended[-1]
+        player.earn(rows["reward"], ended)
+        if later:
+            said = cast("Reviews", actor).review(rows["obs"].flatten(0, 1), rows["action"].flatten(0, 1))
+            rows["info"] = {k: v.unflatten(0, (self.length, -1)) for k, v in said.items()}
+        else:
+            rows["info"] = {k: torch.stack([act.info[k] for _, act, _ in kept]) for k in kept[0][1].info}
+        rows["after"] = self._after(actor, rows, [(step.final, act.memory) for _, act, step in kept])
         rows |= self.estimate(rows)
         rows["score"] = torch.full_like(rows["reward"], player.score())
-        whole = dict(self.cut({**rows, "memory": _zeros(memory, lasts[0][2])}))
+        if "value" in rows["info"]:
+            rows["explained"] = explained_variance(rows["info"]["value"], rows["return"]).expand_as(rows["reward"])
+        whole = dict(self.cut({**rows, "memory": _zeros(memory, kept[0][1].memory)}))
         n = size(whole)
         whole["index"] = torch.arange(n, device=self._place.device) + self._place.rank * n
         return whole | {"key": keys(whole["index"], self._place.seed, _ORDER, self._count)}
 
-    def _after(self, actor: Model, rows: Rows, lasts: list[tuple[Tensor, Tensor, Any]]) -> Tensor:
+    def _after(self, actor: Model, rows: Rows, ends: list[tuple[Tensor, Any]]) -> Tensor:
         """What the critic says of where each step has led to (T, B); zeros where there is no critic."""
         if "value" not in rows["info"]:
             return torch.zeros_like(rows["reward"])
-        acts = cast("Acts", actor)
-        noise = Noise(keys(self._player.index, self._place.seed, _ACT, 0))  # a value draws nothing
-        last = acts.act(self._player.obs, self._player.memory, noise=noise).info["value"]
-        after = following(rows["info"]["value"], last)
-        for t, (final, truncated, memory) in enumerate(lasts):
-            if bool(truncated.any()):
-                value = acts.act(final, memory, noise=noise).info["value"]
-                after[t] = torch.where(truncated, value, after[t])
+        acts, player = cast("Acts", actor), self._player
+        noise = Noise(keys(player.index, self._place.seed, _ACT, 0))  # a value draws nothing
+        value: Callable[[Tensor, Any], Tensor] = lambda obs, memory: acts.act(obs, memory, noise=noise).info["value"]  # noqa: E731
+        after = following(rows["info"]["value"], value(player.obs, player.memory))
+        for t in rows["truncated"].any(1).nonzero().flatten().tolist():
+            after[t] = torch.where(rows["truncated"][t], value(*ends[t]), after[t])
         return after
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._player.steps * self.env.envs
 
     def state(self) -> State:
         """The player, and the stretch that is in use."""
@@ -321,17 +448,8 @@ class Rollouts(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         to: Callable[[Tensor], Tensor] = lambda t: t.to(self._place.device)  # noqa: E731
-        self._begins, self._whole = to(state["begins"]), each(state["whole"], to)
+        self._begins, self._whole, self._mixed = to(state["begins"]), each(state["whole"], to), None
         self._count, self._used = int(state["count"]), int(state["used"])
-
-
-def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows (B, ...) as (T, B, ...)."""
-    first = rows[0]
-    return {
-        k: _stacked([r[k] for r in rows]) if isinstance(v, Mapping) else torch.stack([r[k] for r in rows])
-        for k, v in first.items()
-    }
 
 
 def _zeros(memory: Any, like: Any) -> Any:

@@ -107,7 +107,7 @@ def _denoised(case: Case, model: Any, x: Tensor, cond: Any) -> Tensor:
 def act_form(case: Case) -> None:
     """`act(obs, noise=...)` gives actions and info (B, ...), a function of the noise given, for 1, 2, 3 and 5."""
     model: Any = _serving(case, Acts)
-    obs = case.batch.get("obs")
+    obs = (case.cond(5) or case.batch).get("obs")  # the batch's may be of whole stretches
     if not isinstance(obs, Tensor):
         raise NotApplicable("the source's batch has no tensor 'obs'")
     for n in case.sizes(1, 2, 3, 5):

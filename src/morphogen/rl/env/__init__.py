@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .classic import CartPole, Pendulum
-from .env import Box, Choice, Env, Simulated, Step, Task, Transition
+from .env import Box, Choice, Env, Pictured, Rated, Simulated, Step, Task, Transition
 from .games import Catch, LinearQuadratic, PointMass, PointMaze
 from .others import Gymnasium, Simulator
 
@@ -16,8 +16,10 @@ __all__ = [
     "Gymnasium",
     "LinearQuadratic",
     "Pendulum",
+    "Pictured",
     "PointMass",
     "PointMaze",
+    "Rated",
     "Simulated",
     "Simulator",
     "Step",

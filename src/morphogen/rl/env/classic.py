@@ -10,6 +10,7 @@ Barto, Sutton & Anderson 1983, "Neuronlike adaptive elements that can solve diff
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from PIL import Image, ImageDraw
@@ -22,10 +23,14 @@ _PAPER, _INK, _WOOD, _RED = (250, 250, 248), (40, 40, 48), (196, 148, 90), (214,
 
 
 class CartPole(Task):
-    """Keep a pole upright by pushing its cart left (0) or right (1): 1 for each step. State: x, ẋ, θ, θ̇ (B, 4)."""
+    """Keep a pole upright by pushing its cart left (0) or right (1): 1 for each step. State: x, ẋ, θ, θ̇ (B, 4).
 
-    def __init__(self, limit: int | None = 500) -> None:
-        self.limit, self.observation, self.action = limit, Box((4,)), Choice(2)
+    velocities: whether they are seen; without them x and θ alone (B, 2), so that a policy must remember.
+    """
+
+    def __init__(self, limit: int | None = 500, *, velocities: bool = True) -> None:
+        self.limit, self.velocities = limit, velocities
+        self.observation, self.action = Box((4 if velocities else 2,)), Choice(2)
 
     def begin(self, noise: Noise) -> Tensor:
         """All four uniform within 0.05."""
@@ -45,8 +50,12 @@ class CartPole(Task):
         return Transition(there, torch.ones_like(x), over)
 
     def observe(self, state: Tensor) -> Tensor:
-        """The state itself."""
-        return state
+        """The state itself, or its positions."""
+        return state if self.velocities else state[..., ::2]
+
+    def rated(self) -> Mapping[str, float]:
+        """A pole that never falls: 1 for each step."""
+        return {} if self.limit is None else {"best": float(self.limit)}
 
     def draw(self, state: Tensor) -> Picture:
         """Cart and pole on their track."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -96,6 +97,24 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """Environments in which one knows what an agent's mean return is worth."""
+
+    def rated(self) -> Mapping[str, float]:
+        """Mean returns to hold an agent's against, by what they are: {"best": 500.0}."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """Environments that can be seen by people."""
+
+    def draw(self, i: int) -> Picture:
+        """Environment i as the last step left it: of an episode that has ended, its end."""
+        ...
+
+
 class Transition(NamedTuple):
     """Where an action leads: states (B, ...), rewards (B,), and whether the episode is over (B,) bool."""
 
@@ -130,6 +149,10 @@ class Task(Remembers):
     def draw(self, state: Tensor) -> Picture:
         """A picture of one state (...)."""
 
+    def rated(self) -> Mapping[str, float]:
+        """The mean return of the best policy there is, where one knows: {"best": 500.0}."""
+        return {}
+
 
 class Simulated(Remembers):
     """`envs` environments of a task, begun anew when they end; an `Env` whose state is exact.
@@ -154,13 +177,14 @@ class Simulated(Remembers):
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
-        self._here = self.task.begin(self._noise())
+        self._here = self._left = self.task.begin(self._noise())
         self._elapsed = torch.zeros(len(self._key), dtype=torch.int64, device=self._key.device)
         return self.task.observe(self._here)
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
         there = self.task.advance(self._here, action, self._noise())
+        self._left = there.state
         self._elapsed = self._elapsed + 1
         limit = self.task.limit
         late = torch.zeros_like(there.terminated) if limit is None else self._elapsed >= limit
@@ -180,6 +204,14 @@ class Simulated(Remembers):
         """The states (B, ...) themselves, for pictures and planners."""
         return self._here
 
+    def draw(self, i: int) -> Picture:
+        """Environment i as the last step left it."""
+        return self.task.draw(self._left[i].cpu())
+
+    def rated(self) -> Mapping[str, float]:
+        """What the task says."""
+        return self.task.rated()
+
     def state(self) -> State:
         """The states, how long each episode has gone on, and how much was drawn."""
         return {"here": self._here, "elapsed": self._elapsed, "steps": self._steps}
@@ -187,6 +219,7 @@ class Simulated(Remembers):
     def restore(self, state: State) -> Tensor:
         """Go on from a state: what is seen (B, ...)."""
         self._here, self._elapsed = state["here"].to(self._key.device), state["elapsed"].to(self._key.device)
+        self._left = self._here
         self._steps = int(state["steps"])
         return self.task.observe(self._here)
 

@@ -1,22 +1,27 @@
 """Environments of others behind the same protocol: gymnasium's, and simulators that live on the GPU.
 
-Their state is their own and cannot be saved, so that a run goes on from new episodes after a resume, and says so.
+Where their state is their own and cannot be saved, a run goes on from new episodes after a resume, and says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...core import CannotRestore, Place, State, fold
 from ...errors import UserError
 from ...spec import Remembers
-from .env import Box, Choice, Shape, Step
+from .bodies import drawn
+from .env import Box, Choice, Picture, Shape, Step
+from .state import read, write
 
 _SEED = 0x6E5  # sets the seeds of foreign environments apart
 
@@ -34,6 +39,7 @@ class Gymnasium(Remembers):
 
     options: keywords of `gymnasium.make` ({"is_slippery": False}). An observation of integers stays integers, all
     else becomes torch's default dtype. A box of actions takes what lies outside at its bounds.
+    The state of classic control, toy text and MuJoCo is saved and gone on from exactly; of others it cannot be.
     Raises UserError where gymnasium, the name or what it needs is missing, or a space is neither discrete nor a box.
     """
 
@@ -41,61 +47,143 @@ class Gymnasium(Remembers):
         if envs < 1:
             raise UserError(f"{envs} environments hold no experience: give 1 or more.")
         self.name, self.envs, self.options = name, envs, dict(options or {})
+        one = self._make()
+        self.observation, self.action = _space(one.observation_space, name), _space(one.action_space, name)
+        self.limit: int | None = self.options.get("max_episode_steps", one.spec.max_episode_steps)
+        self.solved: float | None = one.spec.reward_threshold
+        one.close()
+
+    def _make(self) -> Any:
         gym = gymnasium()
         try:
-            one = gym.make(name, **self.options)
-        except gym.error.Error as error:
-            raise UserError(f"Gymnasium cannot make {name!r}: {str(error).partition(chr(10))[0]}") from error
-        self.observation, self.action = _space(one.observation_space, name), _space(one.action_space, name)
-        self.limit: int | None = one.spec.max_episode_steps
-        one.close()
+            with _quiet():
+                return gym.make(self.name, **self.options)
+        except (gym.error.Error, TypeError) as error:  # of an option that it does not have
+            raise UserError(f"Gymnasium cannot make {self.name!r}: {str(error).partition(chr(10))[0]}") from error
+
+    def _made(self) -> tuple[Any, bool]:
+        """An environment; and whether it is bare, its limit and checks being ours: they cost as much as its physics."""
+        made, wrappers = self._make(), gymnasium().wrappers
+        bare = made
+        while isinstance(bare, wrappers.TimeLimit | wrappers.OrderEnforcing | wrappers.PassiveEnvChecker):
+            bare = bare.env
+        return (bare, True) if bare is made.unwrapped else (made, False)
 
     def start(self, place: Place) -> None:
         """Take one's place: rank r of R has an R-th of them, seeded from r E / R on."""
         if self.envs % place.ranks:
             raise UserError(f"{self.envs} environments do not divide among {place.ranks} processes: take a multiple.")
-        gym, n = gymnasium(), self.envs // place.ranks
+        n = self.envs // place.ranks
         self._device, first = place.device, place.rank * n
         self._seeds = [fold(place.seed, _SEED, first + i) % 2**31 for i in range(n)]
-        again = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
-        make = [lambda: gym.make(self.name, **self.options)] * n
-        self._envs = gym.vector.SyncVectorEnv(make, **again)
+        made = [self._made() for _ in range(n)]
+        self._all, self._bare = [env for env, _ in made], made[0][1]
+        self._elapsed = [0] * n
+        space = self._all[0].action_space
+        self._bounds = (space.low, space.high, space.dtype) if isinstance(self.action, Box) else None
+        integers = isinstance(self.observation, Choice)
+        self._kind = np.int64 if integers else np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+        self._shape = () if isinstance(self.observation, Choice) else self.observation.shape
+        self._drawn: dict[int, Picture] = {}
+        self._ours = False  # whether we draw it, there being no OpenGL
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
-        seen, _ = self._envs.reset(seed=self._seeds)
-        return self._seen(seen)
+        seen, self._elapsed = self._room(), [0] * len(self._all)
+        for i, (env, seed) in enumerate(zip(self._all, self._seeds, strict=True)):
+            seen[i] = env.reset(seed=seed)[0]
+        self._seen = self._tensor(seen)
+        return self._seen
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
-        act: Any = action.detach().cpu().numpy()
-        if isinstance(self.action, Box):
-            act = act.clip(self.action.low, self.action.high).astype(self._envs.single_action_space.dtype)
-        seen, reward, terminated, truncated, info = self._envs.step(act)
-        over, final = terminated | truncated, seen
-        if over.any():
-            final = seen.copy()
-            for i in np.flatnonzero(over):
-                final[i] = info["final_obs"][i]
+        if self._bounds is None:
+            acts: Any = action.tolist()  # numpy's integers are looked at three times as long
+        else:
+            low, high, kind = self._bounds
+            acts = action.detach().cpu().numpy().clip(low, high).astype(kind)
+        seen, n, limit = self._room(), len(self._all), self.limit if self._bare else None
+        reward, ends, cuts = np.empty(n, np.float64), np.zeros(n, bool), np.zeros(n, bool)
+        over = []
+        self._drawn = {}
+        for i, env in enumerate(self._all):
+            seen[i], reward[i], ended, cut, _ = env.step(acts[i])
+            self._elapsed[i] += 1
+            cut = cut or self._elapsed[i] == limit
+            if ended or cut:
+                over.append(i)
+                ends[i], cuts[i] = ended, cut and not ended
+        final = obs = self._tensor(seen)
+        if over:
+            for i in over:
+                if self.options.get("render_mode") == "rgb_array":
+                    self._drawn[i] = self._picture(i)  # before the end is wiped away
+                seen[i], self._elapsed[i] = self._all[i].reset()[0], 0
+            obs = self._tensor(seen)
+        self._seen = obs
+        rewarded = torch.from_numpy(reward).to(self._device, torch.get_default_dtype())
         return Step(
-            self._seen(seen),
-            torch.from_numpy(reward).to(self._device, torch.get_default_dtype()),
-            torch.from_numpy(terminated).to(self._device),
-            torch.from_numpy(truncated & ~terminated).to(self._device),
-            self._seen(final),
+            obs, rewarded, torch.from_numpy(ends).to(self._device), torch.from_numpy(cuts).to(self._device), final
         )
 
+    def draw(self, i: int) -> Picture:
+        """Environment i as the last step left it, by gymnasium; MuJoCo's by bodies.py where there is no OpenGL.
+
+        Raises UserError where it was not made to be drawn, or cannot be.
+        """
+        return self._drawn[i] if i in self._drawn else self._picture(i)
+
+    def _picture(self, i: int) -> Picture:
+        if self.options.get("render_mode") != "rgb_array":
+            raise UserError(f"{self.name} was not made to be drawn: give options={{'render_mode': 'rgb_array'}}.")
+        bare = self._all[i].unwrapped
+        if self._ours:
+            return drawn(bare.model, bare.data)
+        try:
+            with _quiet():
+                return Image.fromarray(np.asarray(self._all[i].render()))
+        except Exception as error:  # pygame is missing, or OpenGL is, which each says in its own way
+            if type(bare).__module__.startswith("gymnasium.envs.mujoco."):
+                self._ours = True
+                return drawn(bare.model, bare.data)
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(
+                f"{self.name} cannot be drawn here ({said}): gymnasium draws by pygame (pip install 'morphogen[rl]')."
+            ) from error
+
+    def rated(self) -> Mapping[str, float]:
+        """From what return on gymnasium calls it solved."""
+        return {} if self.solved is None else {"solved": float(self.solved)}
+
     def state(self) -> State:
-        """Raises CannotRestore: the state of gymnasium's environments is their own."""
-        raise CannotRestore(f"the environments {self.name!r} of gymnasium begin new episodes.")
+        """Each one's, see state.py. Raises CannotRestore where there is none."""
+        if not self._bare:
+            raise CannotRestore(f"the environments {self.name!r} of gymnasium begin new episodes: they are wrapped.")
+        each = [read(env, self.name) for env in self._all]
+        return {"each": each, "elapsed": list(self._elapsed), "seen": self._seen}
 
     def restore(self, state: State) -> Tensor:
-        """Never called, as there is no state."""
-        return self.reset()
+        """Go on from a state: what is seen (B, ...)."""
+        self.reset()
+        for env, there in zip(self._all, state["each"], strict=True):
+            write(env, there)
+        self._elapsed, self._seen = [int(n) for n in state["elapsed"]], state["seen"].to(self._device)
+        return self._seen
 
-    def _seen(self, seen: Any) -> Tensor:
-        t = torch.from_numpy(np.array(seen))  # a copy: gymnasium writes to its own
-        return t.to(self._device, torch.int64 if isinstance(self.observation, Choice) else torch.get_default_dtype())
+    def _room(self) -> Any:
+        return np.empty((len(self._all), *self._shape), self._kind)
+
+    def _tensor(self, seen: Any) -> Tensor:
+        """A copy, on the device: `seen` is written to again where an episode has ended."""
+        return torch.from_numpy(seen.copy()).to(self._device)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gymnasium's and glfw's warnings: what matters raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _space(space: Any, name: str) -> Shape:

@@ -6,6 +6,9 @@ r"""Learning to act in a finite world from experience alone: tables Q(s, a) that
         expected_sarsa    V(s') = Σ_a π(a|s') Q(s', a)                             van Seijen et al. 2009
     DoubleQ               two tables; a coin says which learns, A say:
                           V(s') = Q_B(s', argmax_a Q_A(s', a))                     van Hasselt 2010
+    NStep                 after n steps, or where the episode ends, G = r_n + γ c V(s_n) and backwards
+        sampled           G ← r + γ G                                              n-step SARSA, n-step expected SARSA
+        tree_backup       G ← r + γ [Σ_a π(a|s') Q(s', a) + π(a'|s') (G − Q(s', a'))]     Precup, Sutton & Singh 2000
 
 π is ε-greedy, ties shared. There may be several learners, each with tables of its own, to which the environments belong
 in turn: so a learning curve over seeds is one run. Where environments share a learner and a state, what they say is
@@ -15,11 +18,12 @@ averaged. Departure: of a truncated step sarsa takes the expected value, its nex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...core import NONE, Act, Batch, Loss, Model, Noise, Update, everyone
+from ...core import NONE, Act, Batch, Loss, Model, Noise, Update, each, everyone
 from ...errors import UserError
 from ..env.env import Picture
 from ..losses import chosen, double_value, expected_value, greedy_value
@@ -60,6 +64,7 @@ class Control(Model):
 
     q: Tensor
     visits: Tensor
+    judged_greedy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,6 +95,10 @@ class Control(Model):
         """An ε-greedy action (B,) in states (B,)."""
         return Act(noise.categorical(self.policy(self.q, obs).log()))
 
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,)."""
+        return Act(self.q[_learner(obs, len(self.q)), obs].argmax(-1))
+
     def policy(self, q: Tensor, obs: Tensor) -> Tensor:
         """Probabilities (B, A) in states (B,) by tables q (learners, S, A)."""
         return epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon)
@@ -108,11 +117,114 @@ class Control(Model):
         return picture(self.world, value, best)
 
 
+Backup = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def sampled(q: Tensor, policy: Tensor, action: Tensor, later: Tensor) -> Tensor:
+    """What follows (B,) by the return `later` (B,) of the action that was taken: the return itself."""
+    return later
+
+
+def tree_backup(q: Tensor, policy: Tensor, action: Tensor, later: Tensor) -> Tensor:
+    """What follows (B,) by q and policy (B, A), but for the action (B,) taken by its return `later` (B,)."""
+    return expected_value(q, policy) + chosen(policy, action) * (later - chosen(q, action))
+
+
+class NStep(Model):
+    """ε-greedy control by returns of n steps, from a `Recent` source, which says n; one step is `Control`.
+
+    rule: what follows the last step (`sarsa`: n-step SARSA; `expected_sarsa`: that by expectation, and with
+    `tree_backup` the tree backup). backup: what follows each step before it. Where an episode ends, all of its steps
+    that were not learnt from yet are, oldest first, each seeing what the one before has changed. Others: see `Control`.
+    Sutton & Barto 2018, sections 7.2 and 7.5.
+    """
+
+    judged_greedy: ClassVar[bool] = True
+    q: Tensor
+    visits: Tensor
+
+    def __init__(
+        self,
+        world: MDP,
+        rule: Rule = sarsa,
+        backup: Backup = sampled,
+        *,
+        gamma: float = 1.0,
+        alpha: float = 0.5,
+        decay: float = 0.0,
+        epsilon: float = 0.1,
+        initial: float = 0.0,
+        learners: int = 1,
+    ) -> None:
+        super().__init__()
+        _checked(gamma, alpha, epsilon, learners)
+        self.world, self.rule, self.backup = world, rule, backup
+        self.gamma, self.alpha, self.decay, self.epsilon = gamma, alpha, decay, epsilon
+        shape = (learners, world.states, world.actions)
+        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
+        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
+
+    def phases(self) -> list[Update]:
+        """One rule, and no gradient."""
+        return [Update(self.learn)]
+
+    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
+        """An ε-greedy action (B,) in states (B,)."""
+        return Act(noise.categorical(self.policy(obs).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,)."""
+        return Act(self._at(obs).argmax(-1))
+
+    def learn(self, batch: Batch) -> Loss:
+        """Move Q of the oldest step, and of all where the episode has ended, towards their returns."""
+        steps = batch["steps"]
+        live, ended = steps["live"], (steps["terminated"] | steps["truncated"])[:, -1]
+        learner, total, count = _learner(live, len(self.q)), self.q.new_zeros(()), self.q.new_zeros(())
+        for t in range(live.shape[1]):
+            if t and not bool(everyone.any(ended.any())):
+                break
+            due = (live[:, t] & (ended | (t == 0))).double()
+            entry = learner, steps["obs"][:, t], steps["action"][:, t]
+            error = self.returns(steps, t) - self.q[entry]
+            _move(self.q, self.visits, entry, error, due, self.alpha, self.decay)
+            total, count = total + (due * error.square()).sum(), count + due.sum()
+        logs: Mapping[str, Tensor] = {"score": batch["score"].mean()} if "score" in batch else NONE
+        return Loss(0.5 * total / count.clamp(min=1), logs)
+
+    def returns(self, steps: Batch, start: int) -> Tensor:
+        """The return G (B,) from the step `start` of each stretch on."""
+        columns = [each(steps, lambda t, i=i: t[:, i]) for i in range(start, steps["live"].shape[1])]  # type: ignore[misc]
+        g: Tensor | None = None
+        for step in reversed(columns):
+            q, policy = self._at(step["next"]), self.policy(step["next"])
+            if g is None:
+                after = self.rule(q, policy, step["next_action"], step["truncated"])
+            else:
+                after = self.backup(q, policy, step["next_action"], g)
+            g = _target(step, self.gamma, after)
+        assert g is not None, "a stretch holds a step"
+        return g
+
+    def policy(self, states: Tensor) -> Tensor:
+        """Probabilities (B, A) in states (B,)."""
+        return epsilon_greedy(self._at(states), self.epsilon)
+
+    def _at(self, states: Tensor) -> Tensor:
+        return self.q[_learner(states, len(self.q)), states]
+
+    def picture(self) -> Picture:
+        """The first learner's values, and its best actions."""
+        value, best = self.q[0].cpu().max(1)
+        return picture(self.world, value, best)
+
+
 class DoubleQ(Model):
     """Double Q-learning: `Control` with two tables, (2, learners, S, A), of which a coin says which learns."""
 
     q: Tensor
     visits: Tensor
+    judged_greedy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -140,6 +252,11 @@ class DoubleQ(Model):
         """An action (B,) in states (B,), ε-greedy by the mean of the tables."""
         q = self.q.mean(0)
         return Act(noise.categorical(epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,), by the mean of the tables."""
+        q = self.q.mean(0)
+        return Act(q[_learner(obs, len(q)), obs].argmax(-1))
 
     def learn(self, batch: Batch) -> Loss:
         """Move one table's Q(s, a) towards what the other says of the action that it would take."""

@@ -15,7 +15,8 @@ Sutton & Barto 2018, chapters 3 and 4; Puterman 1994.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -79,9 +80,21 @@ class MDP(Task):
         """The states (B,) themselves."""
         return state
 
+    @cached_property
+    def worth(self) -> Tensor:
+        """What is best in an episode (S,), by value iteration; without a limit, in 10,000 steps."""
+        return value_iteration(self, 1.0, horizon=self.limit or 10_000).value
+
+    def rated(self) -> Mapping[str, float]:
+        """The mean return of the best plan; nothing where returns have no bound."""
+        settled = self.limit is not None or torch.allclose(
+            backup(self, self.worth, 1.0).amax(1), self.worth, rtol=1e-12
+        )
+        return {"best": float(self.begins @ self.worth)} if settled else {}
+
     def draw(self, state: Tensor) -> Picture:
-        """The world with its one state () marked."""
-        return picture(self, torch.zeros(self.states), at=int(state))
+        """The world with its one state () marked, coloured by what is best from each."""
+        return picture(self, self.worth, at=int(state))
 
 
 # ---- planning ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""PPO swings a chain of two links up: gymnasium's Acrobot-v1, a reward of −1 for each step until it is done."""
+
+from __future__ import annotations
+
+from ..experiment import Data, Experiment
+
+
+def acrobot_ppo(
+    experience: int = 500_000,
+    envs: int = 16,
+    length: int = 256,
+    epochs: int = 4,
+    pieces: int = 16,
+    width: int = 64,
+    lr: float = 1e-3,
+    gamma: float = 0.99,
+    lam: float = 0.94,
+    clip: float = 0.2,
+    entropy: float = 0.0,
+) -> Experiment:
+    """Two perceptrons, an actor and a critic, learn to swing up.
+
+    experience: steps of all environments together. envs, length: environments, and their steps in a stretch. epochs,
+    pieces: how often each stretch is gone through, in how many minibatches. width: units of the two hidden layers. lr:
+    the learning rate, which falls to 0. gamma, lam: of the advantages (GAE). clip: how far the policy's ratio counts.
+    entropy: the weight of the policy's entropy.
+    """
+    from ..optim import AdamW, Linear
+    from ..rl.env import Gymnasium
+    from ..rl.presets import ppo
+    from ..rl.rollouts import GAE, Rollouts, standard
+    from ..train import Trainer
+
+    env = Gymnasium("Acrobot-v1", envs)
+    steps = max(1, experience // (envs * length)) * epochs * pieces
+    model = ppo(env, clip=clip, entropy=entropy, width=width, observations=True)
+    source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard)
+    optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
+    trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))
+    return Experiment(model, Data(source), trainer)

@@ -1,0 +1,43 @@
+"""TD3 steers a linear system whose best answer Riccati's equation knows: how near does it come?"""
+
+from __future__ import annotations
+
+from ..experiment import Data, Experiment
+
+
+def lq_td3(
+    steps: int = 10_000,
+    envs: int = 8,
+    batch: int = 256,
+    capacity: int = 50_000,
+    warmup: int = 100,
+    width: int = 64,
+    lr: float = 1e-3,
+    gamma: float = 0.95,
+    tau: float = 0.005,
+    noise: float = 0.1,
+    bound: float = 10.0,
+) -> Experiment:
+    """A deterministic policy learns to bring a double integrator to rest; its cost is to be compared with the best.
+
+    steps: training steps, each of one batch after one step of every environment. envs: how many. batch, capacity,
+    warmup: samples of a batch, steps remembered, and steps of each environment, at random, before the first batch.
+    width: units of the two hidden layers. lr: the learning rate, which falls to 0. gamma: the discount. tau: how fast
+    copies follow. noise: of the actions, in units of the bound. bound: of the force.
+    """
+    from ..nets.ensemble import Ensemble
+    from ..nets.mlp import MLP
+    from ..optim import AdamW, Linear
+    from ..rl.env import LinearQuadratic, Simulated
+    from ..rl.policy import Squashed
+    from ..rl.replay import Replay
+    from ..rl.td3 import TD3
+    from ..train import Trainer
+
+    actor, critic = MLP(2, 1, width, 2, activation="relu", last=0.1), Ensemble(2, 3, width=width)
+    model = TD3(actor, critic, Squashed(1, -bound, bound), noise=noise, tau=tau)
+    task = LinearQuadratic(bound=bound, limit=50)
+    source = Replay(Simulated(task, envs), capacity=capacity, batch=batch, warmup=warmup, gamma=gamma)
+    often = max(1, steps // 5)
+    optim = AdamW(lr, schedule=Linear(flat=0.5))
+    return Experiment(model, Data(source), Trainer(steps, optim=optim, save_every=often, log_every=often // 20 or 1))
