@@ -51,6 +51,10 @@ def test_texts_go_on_from_a_prompt(names: Path, capsys: pytest.CaptureFixture[st
     texts = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
     assert [(names / "each" / f"{i:05d}.txt").read_text(encoding="utf-8") for i in range(3)] == texts
     assert call("sample", str(names), "--n", "4", "--out", str(names / "p.png")) == 0
+    assert call("sample", str(names), "--prompt", "da", "--length", "1", "--json") == 0
+    (text,) = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
+    assert len(text) <= 3
+    assert text.startswith("da")
     assert (names / "p.png").stat().st_size > 100
 
 

@@ -36,11 +36,14 @@ class Player:
         self.obs, self.memory, self.steps = env.reset(), None, 0
         self.running = torch.zeros(n, device=place.device)
         self.recent: deque[float] = deque(maxlen=100)
+        self._actor: Model | None = None
 
     def act(self, actor: Model, greedy: bool = False, noise: Noise | None = None) -> Act:
         """What the actor does now. greedy: without chance, where it can. noise: where it was made ahead."""
-        if not can(actor, Acts):
-            raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
+        if actor is not self._actor:  # asked once: it takes as long as a small net
+            if not can(actor, Acts):
+                raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
+            self._actor = actor
         noise = self.noise() if noise is None else noise
         with torch.no_grad():
             if greedy:
