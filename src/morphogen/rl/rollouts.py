@@ -295,7 +295,7 @@ def by_step(rows: Rows) -> Batch:
 def by_environment(rows: Rows) -> Batch:
     """Every environment's stretch a sample: (T, B, ...) as (B, T, ...), with the memory (B, ...) that it began with."""
     memory = rows["memory"]
-    whole = each({k: v for k, v in rows.items() if k != "memory"}, lambda t: t.transpose(0, 1))
+    whole = each({k: v for k, v in rows.items() if k != "memory"}, lambda t: t.transpose(0, 1).contiguous())
     return whole if memory is None else whole | {"memory": memory}
 
 
