@@ -66,21 +66,21 @@ def trained(model, source, run, steps, until=None):
 # ---- nets ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("members", [1, 2, 5])
-def test_an_ensemble_is_its_members(members):
-    net, x = Ensemble(members, 5, 3, width=7, depth=3), random(0, 4, 5)
+@pytest.mark.parametrize(("members", "outputs"), [(1, 3), (2, 1), (5, 3)])
+def test_an_ensemble_is_its_members(members, outputs):
+    net, x = Ensemble(members, 5, outputs, width=7, depth=3), random(0, 4, 5)
     out = net(x)
-    assert out.shape == (members, 4, 3)
+    assert out.shape == (members, 4, outputs)
     for i in range(members):
         h = x
-        for k, (w, b) in enumerate(zip(net.weights, net.biases, strict=True)):
-            h = h @ w[i] + b[i]
+        for k, layer in enumerate([*net.hidden, net.last]):
+            h = h @ layer.weight[i] + layer.bias[i]
             h = F.relu(h) if k < 3 else h
         torch.testing.assert_close(out[i], h)
     torch.manual_seed(0)
-    one = Ensemble(1, 5, 3, width=7, depth=3)
+    one = Ensemble(1, 5, outputs, width=7, depth=3)
     torch.manual_seed(0)
-    torch.testing.assert_close(one(x)[0], MLP(5, 3, 7, 3, activation="relu")(x))  # it begins as one
+    torch.testing.assert_close(one(x)[0], MLP(5, outputs, 7, 3, activation="relu")(x))  # it begins as one
     assert members == 1 or not torch.equal(out[0], out[1])
     with pytest.raises(UserError, match="says nothing"):
         Ensemble(0, 5)

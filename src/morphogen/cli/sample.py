@@ -8,6 +8,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, unknown
+from . import pretrained
 from . import recipe as recipes
 from .context import Context
 from .data import picture_path
@@ -30,6 +31,8 @@ def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
     from ..experiment import read_spec
     from ..spec import build
 
+    if given.get("from_") is not None:
+        return pretrained.own_flags()
     run: Path = given["run"]
     graph, modules = read_spec(run)["experiment"], recipes.load_files(given.get("with_", ()))
     model = build(graph["args"]["model"], modules=modules, assets=run / "assets")
@@ -52,9 +55,11 @@ def model_flags(model: Any) -> list[Flag]:
 
 def sample(
     context: Context,
-    run: Path,
+    run: Path | None = None,
     *,
-    n: int = 64,
+    from_: Path | None = None,
+    length: int = 100,
+    n: int | None = None,
     label: tuple[str, ...] = (),
     negative: tuple[str, ...] = (),
     weak: Path | None = None,
@@ -69,10 +74,12 @@ def sample(
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
-    """Draw samples from a run, into one picture or a folder of files; text is printed.
+    """Draw samples from a run, into one picture or a folder of files; text is printed, of a run or of transformers.
 
-    run: the folder of the run. n: how many. label: classes to ask for, by name or number, in turn, or none (also
-    --class; default: every class in turn where the run's own pictures ask for classes, else none).
+    run: the folder of the run. from_: instead of a run, a folder that transformers has saved a GPT-2 or a Llama in.
+    length: at most so many tokens of its text. n: how many (default: 64; of such a model 1).
+    label: classes to ask for, by name or number, in turn, or none (also --class; default: every class in turn where the
+    run's own pictures ask for classes, else none).
     negative: classes to be guided away from, in turn (default: from no class). weak: the run of a worse model of the
     same preset, smaller or trained less, to be guided away from. solvers: draw the same noise with each of these, one
     under the other. film: FILE.png for a strip of how the first samples come out of noise (with --solvers: by the first
@@ -90,8 +97,18 @@ def sample(
     from ..experiment import draw
     from ..metrics.translation import Translates
 
-    if n < 1:
+    if n is not None and n < 1:
         raise UserError(f"--n {n} asks for nothing: take 1 or more.")
+    if from_ is not None:
+        if run is not None:
+            raise UserError(f"--from {from_} and the run {str(run)!r} exclude each other: give one of them.")
+        pretrained.sample(
+            context, from_, prompt or "", n=1 if n is None else n, length=length, seed=seed, out=out, device=device
+        )
+        return
+    if run is None:
+        raise UserError(f"RUN is missing: put it first, as in `{context.command} RUN …`.")
+    n = 64 if n is None else n
     if columns is not None and columns < 1:
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"

@@ -6,7 +6,7 @@ from ..experiment import Data, Experiment
 
 
 def catch_dqn(
-    steps: int = 4000,
+    steps: int = 8000,
     envs: int = 16,
     batch: int = 64,
     capacity: int = 50_000,
@@ -18,7 +18,7 @@ def catch_dqn(
     gamma: float = 0.99,
     n: int = 1,
     copy_every: int = 100,
-    explore: int = 1500,
+    explore: int = 3000,
     epsilon: float = 0.05,
     duelling: bool = False,
     prioritised: bool = False,
@@ -27,16 +27,16 @@ def catch_dqn(
 
     steps: training steps, each of one batch after one step of every environment. envs: how many. batch, capacity,
     warmup: samples of a batch, steps remembered, and steps of each environment before the first batch. size: rows and
-    columns. filters, width: of the first convolution, and units of the hidden layer. lr: the learning rate. gamma: the
-    discount. n: steps of a return. copy_every: training steps between two copies of the net. explore, epsilon: in so
-    many training steps ε falls to this. duelling, prioritised: two streams, and priorities.
+    columns. filters, width: of the first convolution, and units of the hidden layer. lr: the learning rate, which falls
+    to 0. gamma: the discount. n: steps of a return. copy_every: training steps between two copies of the net. explore,
+    epsilon: in so many training steps ε falls to this. duelling, prioritised: two streams, and priorities.
 
     The net is of the form of Mnih et al. 2015, with two convolutions for their three; one frame says all there is to
     know. Not of the paper: double Q-learning, Adam.
     """
     from ..nets.mlp import MLP
     from ..nets.nature import NatureCNN
-    from ..optim import AdamW
+    from ..optim import AdamW, Linear
     from ..rl.dqn import DQN, Duelling
     from ..rl.env import Catch, Simulated
     from ..rl.replay import Priorities, Replay
@@ -60,5 +60,7 @@ def catch_dqn(
         priorities=Priorities(anneal=steps) if prioritised else None,
     )
     often = max(1, steps // 5)
-    trainer = Trainer(steps, optim=AdamW(lr), clip=10.0, save_every=often, log_every=often // 20 or 1)
+    trainer = Trainer(
+        steps, optim=AdamW(lr, schedule=Linear(flat=0.5)), clip=10.0, save_every=often, log_every=often // 20 or 1
+    )
     return Experiment(model, Data(source), trainer)

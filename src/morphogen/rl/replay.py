@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env
 from .losses import importance, prioritised
-from .rollouts import Player
+from .player import Player, forgotten
 
 _DRAW = 0xD2A  # sets the keys of draws apart
 
@@ -117,10 +117,13 @@ class Replay(Remembers):
     @torch.no_grad()
     def _remember(self, actor: Model, steps: int) -> None:
         """Take steps, and put them in place of the oldest where the memory is full."""
-        player, rows = self._player, []
-        for _ in range(steps):
-            obs, act = player.obs, player.act(actor)
-            step = player.step(act)
+        player, rows = self._player, list[dict[str, Any]]()
+        for noise in player.noises(steps) if steps > 1 else (player.noise(),):
+            obs, act = player.obs, player.act(actor, noise=noise)
+            step = player.env.step(act.action)
+            player.obs = step.obs
+            if act.memory is not None:
+                player.memory = forgotten(act.memory, step.terminated | step.truncated)
             rows.append(
                 {
                     "obs": obs,
@@ -132,6 +135,8 @@ class Replay(Remembers):
                     "info": dict(act.info),
                 }
             )
+        ended = torch.stack([row["terminated"] | row["truncated"] for row in rows])
+        player.earn(torch.stack([row["reward"] for row in rows]), ended)
         if not self._held:
             self._held = each(rows[0], lambda t: t.new_zeros(self._rows, *t.shape))
         largest = self._weight.max() if self._total and self.priorities is not None else 1.0
