@@ -27,7 +27,7 @@ from morphogen.train import Trainer
 SMALL: dict[str, dict[str, Any]] = {
     "acrobot-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cartpole-a2c": {"experience": 16, "envs": 2, "length": 4, "width": 8},
-    "cartpole-ppo": {"experience": 16, "envs": 2, "length": 4, "epochs": 1, "width": 8},
+    "cartpole-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cartpole-recurrent": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "memory": 4, "width": 8},
     "cartpole-reinforce": {"experience": 16, "envs": 2, "length": 4, "width": 8},
     "halfcheetah-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
