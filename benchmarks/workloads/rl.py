@@ -136,11 +136,11 @@ TRACK = Returns()
 # ---- ours ----------------------------------------------------------------------------------------------------------
 
 
-def environment(spec: str, tensors: bool) -> Any:
-    """Our environments of a piece of work: gymnasium's, or the same as tensors."""
+def environment(spec: str, tensors: bool, envs: int = 0) -> Any:
+    """Our environments of a piece of work: gymnasium's, or the same as tensors. envs: how many (0: as theirs)."""
     from morphogen.rl.env import CartPole, Gymnasium, Pendulum, Simulated
 
-    envs = SPECS[spec]["config"]["envs"]
+    envs = envs or SPECS[spec]["config"]["envs"]
     if tensors:
         return Simulated({"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}[SPECS[spec]["env"]](), envs)
     return Gymnasium(SPECS[spec]["env"], envs)
@@ -156,17 +156,18 @@ def rollouts(env: Any, *args: Any, **options: Any) -> Any:
             earned, player = self._player.earn, self._player
 
             def earn(reward: Any, ended: Any) -> None:
-                for value in (player.running + reward)[ended].tolist():
-                    TRACK.note(value)
                 earned(reward, ended)
+                if over := int(ended.sum()):
+                    for value in list(player.recent)[-over:]:
+                        TRACK.note(value)
 
             player.earn = earn  # type: ignore[method-assign]
 
     return Told(env, *args, **options)
 
 
-def ours(spec: str, tensors: bool = False) -> Run:
-    """A training of ours with the peers' numbers."""
+def ours(spec: str, tensors: bool = False, many: bool = False) -> Run:
+    """A training of ours with the peers' numbers. many: PPO on 64 cart-poles at once, by numbers that suit so many."""
     from morphogen.core import Net
     from morphogen.experiment import Data
     from morphogen.hooks import Voice
@@ -195,6 +196,10 @@ def ours(spec: str, tensors: bool = False) -> Run:
 
     def made(n: int, env: Any) -> tuple[Any, Any, int, Any, float | None]:
         """Model, source, training steps, optimiser and the clip of gradients for n environment steps."""
+        if many:
+            steps = max(1, n // 1024) * 16
+            source = rollouts(env, 16, estimate=GAE(0.98, 0.8), epochs=4, pieces=4, finish=standard)
+            return ppo(env, until=steps), source, steps, AdamW(5e-3, eps=1e-5, schedule=Linear(flat=0.0)), 0.5
         if spec.startswith("ppo"):
             c = SPECS[spec]["config"]
             whole, cartpole = c["envs"] * c["n_steps"], spec == "ppo-cartpole"
@@ -225,7 +230,7 @@ def ours(spec: str, tensors: bool = False) -> Run:
         import torch
 
         torch.manual_seed(seed[0])
-        model, source, steps, optim, clip = made(n, environment(spec, tensors))
+        model, source, steps, optim, clip = made(n, environment(spec, tensors, 64 if many else 0))
         trainer = Trainer(steps, optim=optim, clip=clip, log_every=100, save_every=10**9)
         with tempfile.TemporaryDirectory() as folder:
             try:

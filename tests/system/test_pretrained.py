@@ -84,6 +84,7 @@ def test_without_a_prompt_a_text_begins(world: Path, capsys: pytest.CaptureFixtu
         ("--from {}/none", "no config.json"),
         ("--from {}/mute --prompt a", "no tokenizer.json"),
         ("{}/run --from {}/gpt2", "exclude each other"),
+        ("{}/run --prompt hello", "is no run folder"),
         ("--prompt hello", "RUN is missing"),
         ("--from {}/gpt2 --n 0", "take 1 or more"),
         ("--from {}/gpt2 --out picture.png", "name a FILE.txt"),
