@@ -20,7 +20,7 @@ from ..nets.memory import Memory
 from ..nets.packed import packable, packed
 from .decode import Rules, Seen, applied, guided
 
-PACK_FROM = 64  # steps that repay laying out a net's weights anew
+PACK_FROM = 64  # steps that repay laying out a net's weights anew; a single row gains nothing by it
 Cond = Mapping[str, Any]
 Choice = Callable[[Tensor], Tensor]  # logits (B, codes) to symbols (B,)
 
@@ -196,7 +196,7 @@ def stream(
         net, doubled(tokens[:, :p]), doubled(own) if ragged else None, told, memory, begin=begin, chunk=chunk
     )
     quick = net
-    if steps >= PACK_FROM and isinstance(net, nn.Module) and packable(net):
+    if steps >= PACK_FROM and b > 1 and isinstance(net, nn.Module) and packable(net):
         quick = packed(net, len(doubled(own)))
     row = torch.arange(b, device=device)
     live = torch.ones(b, dtype=torch.bool, device=device)
