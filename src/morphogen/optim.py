@@ -71,6 +71,27 @@ class Linear(Remembers):
         return 1.0 if at <= self.flat else self.floor + (1 - self.floor) * (1 - at) / (1 - self.flat)
 
 
+class CoolDown(Remembers):
+    """Linear warm-up, factor 1, and over the last `share` of the run down to `floor` by 1 − √ of what is done of that
+    (Hägele et al. 2024, arXiv:2405.18392). Until then it is `Constant(warmup)`, whatever the length of the run.
+    """
+
+    def __init__(self, warmup: int = 0, share: float = 0.2, floor: float = 0.0) -> None:
+        if not 0 <= share <= 1:
+            raise UserError(f"A CoolDown's share is {share}: give the part of the run that cools, from 0 to 1.")
+        self.warmup, self.share, self.floor = warmup, share, floor
+
+    def begins(self, steps: int) -> int:
+        """The last step before the cooling."""
+        return steps - round(self.share * steps)
+
+    def __call__(self, step: int, steps: int) -> float:
+        begin = self.begins(steps)
+        if step <= begin:
+            return min(1.0, step / (self.warmup + 1))
+        return self.floor + (1 - self.floor) * (1 - math.sqrt((step - begin) / (steps - begin)))
+
+
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)  # each number by itself
 
 

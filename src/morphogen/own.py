@@ -63,7 +63,7 @@ def restore_own(training: Training, parts: Mapping[str, Any]) -> None:
     if "cannot" in mine["source"]:
         training.voice.say(f"Not exact after this resume: {mine['source']['cannot']}")
     else:
-        training.source.restore(mine["source"]["state"])
+        training.source.restore(_aligned(mine["source"]["state"]))
     buffers = _buffers(training)
     for name, there in mine["buffers"].items():
         buffers[name].copy_(there)
@@ -73,6 +73,17 @@ def restore_own(training: Training, parts: Mapping[str, Any]) -> None:
         for k, (v, logs, _) in loop["heard"].items()
         for seen in [mine["seen"][k] if before == count else _cut([o["seen"][k] for o in owns], rank, count)]
     }
+
+
+def _aligned(value: Any) -> Any:
+    """The same with its tensors where an allocator puts them, and not where they lie in a file: products and sums of
+    numbers that begin elsewhere may have other bits.
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {k: _aligned(v) for k, v in value.items()}
+    return [_aligned(v) for v in value] if isinstance(value, list) else value
 
 
 def _differing(owns: Sequence[State]) -> list[str]:

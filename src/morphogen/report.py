@@ -343,6 +343,9 @@ svg line, svg polyline { fill: none; stroke-width: 1; }
 .grid { stroke: var(--rule); } .axis, .tick { stroke: var(--soft); }
 polyline.s0, line.s0 { stroke: var(--a); stroke-width: 1.8; } circle.s0 { fill: var(--a); }
 polyline.s1, line.s1 { stroke: var(--b); stroke-width: 1.8; } circle.s1 { fill: var(--b); }
+polyline.s2, line.s2 { stroke: #2f8f5b; stroke-width: 1.8; } circle.s2 { fill: #2f8f5b; }
+polyline.s3, line.s3 { stroke: #8a5bb5; stroke-width: 1.8; } circle.s3 { fill: #8a5bb5; }
+polyline.s4, line.s4 { stroke: #b8963e; stroke-width: 1.8; } circle.s4 { fill: #b8963e; }
 polygon.b0 { fill: var(--a); fill-opacity: 0.18; stroke: none; }
 svg polyline.faint { stroke: var(--soft); stroke-opacity: 0.45; stroke-width: 0.8; }
 .wide { overflow-x: auto; }

@@ -13,11 +13,17 @@ _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 62, 14, 12, 40
 
 
 def chart(
-    series: Series, label: str = "step", *, bands: Mapping[str, Band] | None = None, faint: Series | None = None
+    series: Series,
+    label: str = "step",
+    *,
+    bands: Mapping[str, Band] | None = None,
+    faint: Series | None = None,
+    decades: bool = False,
 ) -> str:
     """An SVG of lines over steps; logarithmic where positive values span more than a factor of twenty.
 
-    bands: an area behind the line of that name. faint: thin lines behind all, without a name in the legend.
+    bands: an area behind the line of that name. faint: thin lines behind all, without a name in the legend. decades:
+    the steps, all above 0, on a logarithmic axis.
     """
     drawn = {name: _thinned(points) for name, points in series.items() if points}
     behind = [_thinned(points) for points in (faint or {}).values() if points]
@@ -29,20 +35,22 @@ def chart(
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 0.5
     low, high = low - margin, high + margin
     left, right = min(0.0, min(xs)), max(xs) or 1.0
+    if decades:
+        left, right = math.log10(min(xs)) - 0.05, math.log10(max(xs)) + 0.05
 
     def at(x: float, y: float) -> tuple[float, float]:
         v = math.log10(y) if log else y
         return (
-            _LEFT + (x - left) / (right - left) * (_W - _LEFT - _RIGHT),
+            _LEFT + ((math.log10(x) if decades else x) - left) / (right - left) * (_W - _LEFT - _RIGHT),
             _TOP + (high - v) / (high - low) * (_H - _TOP - _BOTTOM),
         )
 
     parts = []
     for value, text in _log_ticks(low, high) if log else _ticks(low, high):
-        y = at(left, value)[1]
+        y = at(xs[0], value)[1]
         parts.append(f"<line class='grid' x1='{_LEFT}' x2='{_W - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
         parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>")
-    for value, text in _ticks(left, right, 5):
+    for value, text in _log_ticks(left, right) if decades else _ticks(left, right, 5):
         x = at(value, 10**low if log else low)[0]
         parts.append(f"<line class='tick' x1='{x:.1f}' x2='{x:.1f}' y1='{_H - _BOTTOM}' y2='{_H - _BOTTOM + 5}'/>")
         parts.append(f"<text x='{x:.1f}' y='{_H - _BOTTOM + 18}' text-anchor='middle'>{text}</text>")
@@ -63,7 +71,7 @@ def chart(
             parts += [
                 f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.6'/>" for x, y in (at(*p) for p in points)
             ]
-        x = _LEFT + 110 * i
+        x = _LEFT + min(110, 380 // len(drawn)) * i
         parts.append(f"<line class='{kind}' x1='{x}' x2='{x + 18}' y1='{_H - 8}' y2='{_H - 8}'/>")
         parts.append(f"<text x='{x + 24}' y='{_H - 4}'>{html.escape(name)}</text>")
     return (

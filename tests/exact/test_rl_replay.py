@@ -11,8 +11,8 @@ from morphogen.core import Act, Loss, Model, Place, leaves
 from morphogen.errors import UserError
 from morphogen.rl.env import CartPole, Simulated
 from morphogen.rl.losses import importance, prioritised
+from morphogen.rl.player import Player
 from morphogen.rl.replay import Priorities, Replay
-from morphogen.rl.rollouts import Player
 
 
 class Chance(Model):

@@ -10,15 +10,14 @@ import torch
 from morphogen.core import Act, Loss, Model, Noise, Place, leaves
 from morphogen.errors import UserError
 from morphogen.rl.env import CartPole, Pendulum, Simulated
+from morphogen.rl.player import Player, forgotten
 from morphogen.rl.returns import gae
 from morphogen.rl.rollouts import (
     GAE,
     MonteCarlo,
     Online,
-    Player,
     Rollouts,
     by_environment,
-    forgotten,
     standard,
 )
 from morphogen.rl.tabular import grid4

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from morphogen.errors import UserError
 from morphogen.interop import gpt2, llama, read, write
 from morphogen.interop.checkpoint import of_state
-from morphogen.nets.causal import CausalSequence, CausalTransformer
+from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.positions import ALiBi
-from morphogen.nets.recurrent import GRU
 from morphogen.nets.transformer import Design
 
 from ..exact.test_nets import awake
@@ -228,7 +227,6 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         (CausalTransformer(7, (8,), **small, design=Design(gated=True)), "no gate"),
         (CausalTransformer(7, (8,), **small, positions=ALiBi()), "learned positions"),
         (CausalTransformer(7, (8,), **small, rotary=10.0), "RMS norms"),
-        (CausalSequence(7, GRU(3, 4)), "no CausalTransformer"),
     ):
         with pytest.raises(UserError, match=words):
             write(net, tmp_path / "out")

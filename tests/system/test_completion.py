@@ -51,6 +51,8 @@ def offered(typed: str) -> list[str]:
         ("data show mn", ["mnist"]),
         ("train ", names()),
         ("train digits-d", ["digits-diffusion", "digits-dit"]),
+        ("plan digits-d", ["digits-diffusion", "digits-dit"]),
+        ("scale digits-diffusion --pres", ["--preset"]),
         ("train mine.p", []),  # the shell itself completes files
         ("train digits-diffusion --preset ", ["rectified_flow", "edm", "ddpm"]),
         ("train digits-diffusion --preset=ed", ["--preset=edm"]),

@@ -31,6 +31,8 @@ from morphogen.diffusion.coupling import OptimalTransport
 from morphogen.experiment import fit_weights
 from morphogen.log import read
 from morphogen.parallel import ranks
+from morphogen.rl.replay import Replay
+from morphogen.rl.rollouts import Rollouts
 from tests.contract.test_models import MODELS
 from tests.system import ranked
 from tests.system.kills import weights
@@ -142,7 +144,13 @@ def test_every_model_of_the_library_trains_alike_on_two_processes(tmp_path: Path
     first, _ = together("models", tmp_path)
     for name, lines in alone(ranked.models, tmp_path / "alone").items():
         both = [_unscored(lines), _unscored(first[name])]
-        assert name in EXCEPTED or apart(*both) < 1e-6, name
+        assert name in EXCEPTED or _draws(name) or apart(*both) < 1e-6, name
+
+
+def _draws(name: str) -> bool:
+    """Whether each rank draws minibatches from what its own environments have gone through: no batch of one process."""
+    source = MODELS[name]().source
+    return isinstance(source, Replay) or (isinstance(source, Rollouts) and source.pieces > 1)
 
 
 def _unscored(lines: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -27,7 +27,7 @@ from morphogen.train import Trainer
 SMALL: dict[str, dict[str, Any]] = {
     "acrobot-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cartpole-a2c": {"experience": 16, "envs": 2, "length": 4, "width": 8},
-    "cartpole-ppo": {"experience": 16, "envs": 2, "length": 4, "epochs": 1, "width": 8},
+    "cartpole-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cartpole-recurrent": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "memory": 4, "width": 8},
     "cartpole-reinforce": {"experience": 16, "envs": 2, "length": 4, "width": 8},
     "halfcheetah-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
@@ -76,6 +76,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "points-gan": {"steps": 2, "width": 8, "depth": 1, "batch": 8},
     "shakespeare-gpt": {"steps": 2, "width": 16, "depth": 1, "context": 16, "batch": 2},
     "shakespeare-lstm": {"steps": 2, "width": 8, "depth": 1, "context": 16, "batch": 2},
+    "word-vectors": {"epochs": 1, "width": 4, "least": 1, "batch": 1},
     "translate": {"steps": 2, "width": 4, "batch": 2, "size": 16},
 }
 
@@ -88,6 +89,8 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         path = folder / ("test" if i % 3 == 0 else "train") / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 8), (40 * i, 0, 99)).save(path)
+    (folder.parent / "own.txt").write_text("the cat sat on the mat and the dog sat on the log " * 60)
+    SMALL["word-vectors"]["data"] = folder.parent / "own.txt"
     SMALL["pictures-diffusion"]["data"] = SMALL["translate"]["source"] = SMALL["translate"]["target"] = folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))

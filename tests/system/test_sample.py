@@ -78,6 +78,8 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
 
 MISTAKES = [
+    ("{run} --prompt hello", ["--prompt", "--from FOLDER"]),
+    ("{run} --length 3", ["--length", "write text or music"]),
     ("{run} --steps 0", ("0 steps", "at least 1")),
     ("{run} --steps -4", ("-4 steps",)),
     ("{flow} --steps 0 --solver heun", ("0 steps",)),

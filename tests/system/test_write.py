@@ -51,6 +51,10 @@ def test_texts_go_on_from_a_prompt(names: Path, capsys: pytest.CaptureFixture[st
     texts = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
     assert [(names / "each" / f"{i:05d}.txt").read_text(encoding="utf-8") for i in range(3)] == texts
     assert call("sample", str(names), "--n", "4", "--out", str(names / "p.png")) == 0
+    assert call("sample", str(names), "--prompt", "da", "--length", "1", "--json") == 0
+    (text,) = json.loads(capsys.readouterr().out.splitlines()[-1])["texts"]
+    assert len(text) <= 3
+    assert text.startswith("da")
     assert (names / "p.png").stat().st_size > 100
 
 
@@ -136,3 +140,18 @@ def test_chorales_are_written_as_midi(tmp_path: Path, capsys: pytest.CaptureFixt
         assert read_midi(tmp_path / "out" / "00001.mid")[0] == (48, 60, 64)
         assert call("evaluate", run, "--likelihood", "4") == 0
     assert "nats/frame" in json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))["measures"]
+
+
+def test_word_vectors_are_mapped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text("The cat sat on the mat, and the dog's log. " * 60, encoding="utf-8")
+    run, small = str(tmp_path / "run"), ["--epochs", "1", "--width", "4", "--least", "1", "--batch", "1"]
+    words = ["word-vectors", "--data", str(tmp_path / "own.txt"), "--run", run, "--device", "cpu", *small]
+    assert call("train", *words) == 0
+    assert call("map", run, "--n", "-1") == 0
+    assert "9 words in 4 dimensions" in capsys.readouterr().out  # eight of the text, and <unk>
+    assert (tmp_path / "run" / "map.png").stat().st_size > 500
+    assert call("map", run, "--n", "1") == 2
+    assert "--n 300" in capsys.readouterr().err

@@ -17,7 +17,7 @@ its unconditional half.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,9 @@ from ..errors import UserError
 from ..nets.embed import drop as drop_conditions
 from . import decode
 from .generate import Generated, Passes, Steps, generate
+from .nll import Hidden, weighted_nll
 
+LARGE = 4096  # symbols of an alphabet whose logits are not all made at once in training
 Cond = Mapping[str, Any]
 
 
@@ -68,11 +70,26 @@ class Autoregressive(Model):
     def loss(self, batch: Batch) -> Loss:
         """Mean of −log p(x_i | x_<i) over the symbols of all samples, nats; `seen["nll"]` (B,) is each sample's sum."""
         x, cond, there = batch["x"], batch.get("cond") or NONE, self._there(batch)
-        terms = self._terms(x, drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond)
+        cond = drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond
+        if self.codes >= LARGE and isinstance(self.net, Hidden):
+            return self._in_pieces(x, cond, there)
+        terms = self._terms(x, cond)
         if there is None:
             return Loss(-terms.mean(), seen={"nll": -terms.detach().sum(1)})
         terms = torch.where(there, terms, 0.0)
         return Loss(-terms.sum() / there.sum().clamp(min=1), seen={"nll": -terms.detach().sum(1)})
+
+    def _in_pieces(self, x: Tensor, cond: Cond, there: Tensor | None) -> Loss:
+        """The loss of a large alphabet, whose logits are never all there."""
+        x = self._checked(x).flatten(1)
+        share = torch.full(x.shape, 1 / max(1, x.numel()), device=x.device)
+        if there is not None:
+            share = there / there.sum().clamp(min=1)
+        assert isinstance(self.net, Hidden)
+        h = self.net.hidden(x, cond).flatten(0, 1)
+        value, nll = weighted_nll(h, self.net.last, x.flatten(), share.to(h.dtype).flatten())
+        nll = nll.view_as(x)
+        return Loss(value, seen={"nll": (nll if there is None else torch.where(there, nll, 0.0)).sum(1)})
 
     def log_prob(
         self, x: Shaped[Tensor, " b *shape"], cond: Cond | None = None, lengths: Int[Tensor, " b"] | None = None
@@ -103,6 +120,13 @@ class Autoregressive(Model):
 
     def _terms(self, x: Tensor, cond: Cond) -> Tensor:
         """log p(x_i | x_<i) (B, T)."""
+        x = self._checked(x)
+        logits = self.net(x, cond)  # (B, *shape, codes)
+        nll = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
+        return -nll.view_as(x).flatten(1)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """The data, as int64. Raises UserError for what is none of this model's."""
         fits = x.shape[1:] == self.shape or (len(self.shape) == 1 and x.ndim == 2 and x.shape[1] <= self.shape[0])
         if not fits or x.is_floating_point():
             raise UserError(
@@ -114,10 +138,7 @@ class Autoregressive(Model):
                 f"x holds {int(x.min())} to {int(x.max())}, and this model's alphabet is 0 to {self.codes - 1}: build"
                 " it with codes for all."
             )
-        x = x.long()
-        logits = self.net(x, cond)  # (B, *shape, codes)
-        nll = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
-        return -nll.view_as(x).flatten(1)
+        return x.long()
 
     def sample(
         self,
@@ -164,13 +185,16 @@ class Autoregressive(Model):
         rules: decode.Rules = (),
         noise: Noise | None = None,
         guidance: float = 1.0,
+        begin: bool = True,
         chunk: int | None = None,
+        hear: Callable[[Generated], None] | None = None,
     ) -> Generated:
         """Go on from prompts (B, P), of which the first `lengths` symbols of each row are there.
 
         steps: the most symbols that may come; as many as the shape has room for if None. rules: of `decode`. noise: of
-        B keys; without it they come from torch's default generator. chunk: of reading the prompts. Others: see
-        `sample`. Raises UserError for conditions of another number and guidance that was not trained for.
+        B keys; without it they come from torch's default generator. begin: whether what begins a sequence comes before
+        the prompts. chunk: of reading them. hear: is told what there is after each symbol. Others: see `sample`. Raises
+        UserError for conditions of another number and guidance that was not trained for.
         """
         cond, n = cond or NONE, len(prompt)
         one_for_each(n, cond, noise)
@@ -179,19 +203,21 @@ class Autoregressive(Model):
             raise UserError("Guidance needs a condition to be guided by: pass cond, such as space.cond(n, label=3).")
         if noise is None:
             noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=prompt.device))
-        room = math.prod(self.shape) - prompt.shape[1]
+        most = max(0, math.prod(self.shape) - prompt.shape[1]) if steps is None else steps
         return generate(
             self.steps,
             prompt,
             lengths,
             cond,
-            steps=room if steps is None else steps,
+            steps=most,
             choose=noise.categorical,
             codes=self.codes,
             rules=rules,
             end=self.end,
+            begin=begin,
             chunk=chunk,
             guidance=guidance,
+            hear=hear,
         )
 
     @property

@@ -141,6 +141,13 @@ def guided(without: Logits, given: Logits, w: float) -> Logits:
     return torch.lerp(without, given, w)
 
 
+def merged(logits: Logits, symbols: Sequence[int]) -> Logits:
+    """The first of these symbols with the probability of them all, the others with none: ways to end."""
+    both = logits[:, list(symbols)].logsumexp(-1)
+    others = logits.index_fill(1, torch.tensor(symbols, device=logits.device), -torch.inf)
+    return others.index_copy(1, torch.tensor(symbols[:1], device=logits.device), both[:, None])
+
+
 def counted(logits: Logits, seen: Seen) -> Logits:
     """How often each symbol was there, (B, codes)."""
     return torch.zeros_like(logits).scatter_add_(1, seen.tokens, seen.there.to(logits.dtype))

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..core import NONE, each
 from ..errors import UserError
 from ..nets.memory import Memory
+from ..nets.packed import packable, packed
 from .decode import Rules, Seen, applied, guided
 
+PACK_FROM = 64  # steps that repay laying out a net's weights anew; a single row gains nothing by it
 Cond = Mapping[str, Any]
 Choice = Callable[[Tensor], Tensor]  # logits (B, codes) to symbols (B,)
 
@@ -193,6 +195,9 @@ def stream(
     logits, memory = prefill(
         net, doubled(tokens[:, :p]), doubled(own) if ragged else None, told, memory, begin=begin, chunk=chunk
     )
+    quick = net
+    if steps >= PACK_FROM and b > 1 and isinstance(net, nn.Module) and packable(net):
+        quick = packed(net, len(doubled(own)))
     row = torch.arange(b, device=device)
     live = torch.ones(b, dtype=torch.bool, device=device)
     most = p
@@ -219,7 +224,7 @@ def stream(
         yield x, was, Generated(tokens, own)
         if over or left == 0:
             return
-        step, memory = net.step(doubled(x)[:, None], told, memory, begin=False)
+        step, memory = quick.step(doubled(x)[:, None], told, memory, begin=False)
         logits = step[:, -1]
 
 
@@ -237,8 +242,9 @@ def generate(
     begin: bool = True,
     chunk: int | None = None,
     guidance: float = 1.0,
+    hear: Callable[[Generated], None] | None = None,
 ) -> Generated:
-    """All that `stream` comes to."""
+    """All that `stream` comes to. hear: is told what there is after each symbol."""
     tokens, own, _ = started(prompt, lengths, steps, begin, codes, end)
     last = Generated(tokens, own)
     for _, _, so_far in stream(
@@ -246,6 +252,8 @@ def generate(
         chunk=chunk, guidance=guidance,
     ):  # fmt: skip
         last = so_far
+        if hear is not None:
+            hear(last)
     return last
 
 

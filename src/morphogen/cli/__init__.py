@@ -30,6 +30,7 @@ from . import (
     evaluate,
     interpolate,
     map,
+    plan,
     play,
     recipe,
     reconstruct,
@@ -37,6 +38,7 @@ from . import (
     restore,
     runs,
     sample,
+    scale,
     train,
     translate,
 )
@@ -71,6 +73,8 @@ class Verb(NamedTuple):
 _LABEL = {"class": "label"}
 VERBS: dict[str, Verb | dict[str, Verb]] = {
     "train": Verb(train.train, train.own_flags),
+    "plan": Verb(plan.plan, train.own_flags),
+    "scale": Verb(scale.scale, train.own_flags),
     "sample": Verb(sample.sample, sample.own_flags, _LABEL),
     "reflow": Verb(reflow.reflow, sample.own_flags, _LABEL),
     "evaluate": Verb(evaluate.evaluate, sample.own_flags),

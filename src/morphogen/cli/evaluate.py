@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..seeds import alike
 from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
@@ -98,6 +97,8 @@ def evaluate(
         if others:
             if len(ema) > 1:
                 raise UserError("Several runs are compared at one average of their weights: give one with --ema.")
+            from ..seeds import alike
+
             seeds = [load_run(context, r, checkpoint, device, modules, *ema) for r in (run, *others)]
             alike([(r.path, r.page) for r in seeds])
             pages = [agent_page(context, r, n, acting, seed, limit, idle) for r in seeds]

@@ -10,9 +10,12 @@ from . import recipe as recipes
 from .codec import codec_run, held_out, save, some
 from .context import Context, data_root
 from .data import picture_path
+from .sample import load_run
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..experiment import Run
 
 _root = data_root
 
@@ -31,22 +34,28 @@ def map_(
     data_root: Path | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
-    """Draw where held-out items lie in the latent space, a point each, coloured by class.
+    """Draw where held-out items lie in the latent space, a point each, coloured by class; of word vectors, the words.
 
-    run: the folder of the run, of a codec. way: pca, the two directions that show most of the variance, or tsne, which
-    keeps neighbours together and whose distances say nothing (it needs scikit-learn: pip install morphogen[map]).
-    n: how many held-out items, -1 for all. seed: which items, and of tsne. out: the picture to write, or FILE.npy for
-    the coordinates (default: map.png in the run). checkpoint: newest, best or a step. ema: which averaged weights, by
-    decay or length, or live (default: the run's first average). device: cpu, cuda, …. data_root: the folder that holds
-    the data sets. with_: files that define classes of yours which the run uses.
+    run: the folder of the run, of a codec or of word vectors. way: pca, the two directions that show most of the
+    variance, or tsne, which keeps neighbours together and whose distances say nothing (it needs scikit-learn: pip
+    install morphogen[map]). n: how many held-out items, or of the commonest words, -1 for all. seed: which items, and
+    of tsne. out: the picture to write, or FILE.npy for the coordinates (default: map.png in the run). checkpoint:
+    newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's first average).
+    device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
+    which the run uses.
     """
     path = out or run / "map.png"
     if path.suffix != ".npy":
         picture_path(path, ", or in .npy for the numbers")
     import torch
 
+    from ..experiment import read_spec
     from ..latent.vectors import Vectors
 
+    if str(read_spec(run)["experiment"]["args"]["model"].get("class", "")).startswith("morphogen.language."):
+        words = load_run(context, run, checkpoint, device, recipes.load_files(with_), ema)
+        _words(context, words, way, n, seed, path)
+        return
     with _root(data_root):
         loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
         chosen = some(held_out(loaded), n, seed)
@@ -67,6 +76,29 @@ def map_(
     text = f"{len(z)} held-out items in {z.shape[1]} dimensions (step {loaded.step}), {said}: {path}"
     fields = {"way": way, "n": len(z), "dimensions": z.shape[1], "how": said, "seed": seed, "step": loaded.step}
     context.tell.answer("mapped", {**fields, "ema": loaded.average, "files": [str(path)]}, text)
+
+
+def _words(context: Context, run: Run, way: str, n: int, seed: int, path: Path) -> None:
+    """The map of word vectors, of the commonest words."""
+    vectors, tokens = getattr(run.model, "inner", None), getattr(run.space, "tokens", None)
+    if vectors is None or tokens is None:
+        raise UserError(f"A {type(run.model).__name__} has no vectors of words to map: give a run of word-vectors.")
+    if n < 2 and n != -1:
+        raise UserError(f"A map of {n} words shows nothing: take --n 300, or -1 for all.")
+    z = vectors.detach().cpu()[: None if n == -1 else n]
+    points, said = _plane(z, seed) if way == "pca" else _neighbours(z, seed)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, points)
+    else:
+        from ..data.chart import named
+
+        save(named(points, [tokens.decode([i]) for i in range(len(z))]), path)
+    text = f"{len(z)} words in {z.shape[1]} dimensions (step {run.step}), {said}: {path}"
+    fields = {"way": way, "n": len(z), "dimensions": z.shape[1], "how": said, "seed": seed, "step": run.step}
+    context.tell.answer("mapped", {**fields, "ema": run.average, "files": [str(path)]}, text)
 
 
 def _plane(z: Tensor, seed: int) -> tuple[Any, str]:

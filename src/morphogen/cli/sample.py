@@ -8,6 +8,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, unknown
+from . import pretrained
 from . import recipe as recipes
 from .context import Context
 from .data import picture_path
@@ -30,6 +31,8 @@ def own_flags(given: Mapping[str, Any]) -> tuple[str, list[Flag]]:
     from ..experiment import read_spec
     from ..spec import build
 
+    if given.get("from_") is not None:
+        return pretrained.own_flags()
     run: Path = given["run"]
     graph, modules = read_spec(run)["experiment"], recipes.load_files(given.get("with_", ()))
     model = build(graph["args"]["model"], modules=modules, assets=run / "assets")
@@ -52,15 +55,17 @@ def model_flags(model: Any) -> list[Flag]:
 
 def sample(
     context: Context,
-    run: Path,
+    run: Path | None = None,
     *,
-    n: int = 64,
+    from_: Path | None = None,
+    prompt: str = "",
+    length: int | None = None,
+    n: int | None = None,
     label: tuple[str, ...] = (),
     negative: tuple[str, ...] = (),
     weak: Path | None = None,
     solvers: tuple[str, ...] = (),
     film: Path | None = None,
-    prompt: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     columns: int | None = None,
@@ -69,14 +74,17 @@ def sample(
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
-    """Draw samples from a run, into one picture or a folder of files; text is printed.
+    """Draw samples from a run, into one picture or a folder of files, or as text; or text from a model of transformers.
 
-    run: the folder of the run. n: how many. label: classes to ask for, by name or number, in turn, or none (also
-    --class; default: every class in turn where the run's own pictures ask for classes, else none).
+    run: the folder of the run. from_: instead of a run, a folder that transformers has saved a GPT-2 or a Llama in.
+    prompt: what text goes on from (of music: steps of MIDI numbers, a line each). length: at most so many tokens after
+    it (default: 100, of a run all that there is room for). n: how many (default: 64; of text 16, with a prompt 1).
+    label: classes to ask for, by name or number, in turn, or none (also --class; default: every class in turn where the
+    run's own pictures ask for classes, else none).
     negative: classes to be guided away from, in turn (default: from no class). weak: the run of a worse model of the
     same preset, smaller or trained less, to be guided away from. solvers: draw the same noise with each of these, one
     under the other. film: FILE.png for a strip of how the first samples come out of noise (with --solvers: by the first
-    of these). prompt: what texts begin with (of music: steps of MIDI numbers, a line each).
+    of these).
     seed: sample i is a function of the seed and i. out: FILE.png for one picture of all, FILE.npy for the numbers, else
     a folder for a file each, and of text FILE.txt (default: drawn-SEED.png in the run, of text drawn-SEED.txt).
     columns: samples in a row of the picture.
@@ -90,8 +98,26 @@ def sample(
     from ..experiment import draw
     from ..metrics.translation import Translates
 
-    if n < 1:
+    if n is not None and n < 1:
         raise UserError(f"--n {n} asks for nothing: take 1 or more.")
+    if from_ is not None:
+        if run is not None:
+            raise UserError(f"--from {from_} and the run {str(run)!r} exclude each other: give one of them.")
+        pretrained.sample(
+            context,
+            from_,
+            prompt,
+            n=1 if n is None else n,
+            length=100 if length is None else length,
+            seed=seed,
+            out=out,
+            device=device,
+        )
+        return
+    if run is None:
+        raise UserError(f"RUN is missing: put it first, as in `{context.command} RUN …`.")
+    if length is not None and length < 1:
+        raise UserError(f"--length {length} asks for nothing: take 1 or more.")
     if columns is not None and columns < 1:
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"
@@ -122,10 +148,14 @@ def sample(
     space = loaded.space
     if out is None and isinstance(space, Text) and not isinstance(space, Music):
         path = path.with_suffix(".txt")
-    if (path.suffix == ".txt" or prompt is not None) and not isinstance(space, Text):
-        flag = "--prompt" if prompt is not None else f"--out {path}"
-        raise UserError(f"{flag} is for runs whose samples are text, and those of {str(run)!r} are not: leave it out.")
-    begun = {} if prompt is None else {"prompt": _begun(loaded, prompt)}
+    asked_of_text = {"--prompt": prompt, "--length": length, f"--out {path}": path.suffix == ".txt"}
+    if not isinstance(space, Text) and (flags := [flag for flag, value in asked_of_text.items() if value]):
+        raise UserError(
+            f"{flags[0]} is for runs that write text or music, and {str(run)!r} does not: leave it out, or give a"
+            " language model of transformers with --from FOLDER."
+        )
+    n = n or (64 if not isinstance(space, Text) else 1 if prompt else _TOLD)
+    begun = {"prompt": _begun(loaded, prompt)} if prompt else {}
     if space is None and (path.suffix != ".npy" or film or negative):
         raise UserError(f"The run {str(run)!r} has no space to show samples in: write the numbers with --out FILE.npy.")
     cond, asked = wished(loaded, n, label)
@@ -142,6 +172,8 @@ def sample(
             if film and not reel.states:
                 given |= reel.options(loaded.model, given)
             x = draw(loaded.model, n, cond, seed=seed, options=given, progress=progress).cpu()
+        if length is not None:
+            x = x[:, : length + (len(begun["prompt"]) if begun else 0)]
         if x.is_floating_point() and (bad := int((~x.isfinite()).flatten(1).any(1).sum())):
             raise UserError(
                 f"{bad} of the {n} samples are not finite, so nothing was written: lower the guidance, take more steps,"

@@ -70,7 +70,7 @@ def train(
                 _continue(context, run, modules, device, data_root, with_, shard)
             return ended
         like, seed = run, _page(run)["seed"] if seed is None else seed
-    found, arguments = _resolve(context, recipe, like)
+    found, arguments = resolve(context, recipe, like)
     seed = 0 if seed is None else seed
     from ..device import choose_device
     from ..experiment import check_seed
@@ -95,7 +95,7 @@ def train(
 
             check_everything(context, experiment, seed, str(where), found)
             return None
-        note = {"name": found.name, "arguments": _noted(found, arguments)}
+        note = {"name": found.name, "arguments": noted(found, arguments)}
         done = fit(context, experiment, path, seed, str(where), note, found.file, shard)
     join().once(lambda: _conclude(context, done, own))
     return None
@@ -222,7 +222,7 @@ def _page(run: Path) -> dict[str, Any]:
     return read_spec(run)
 
 
-def _resolve(context: Context, name: str, like: Path | None) -> tuple[Recipe, dict[str, Any]]:
+def resolve(context: Context, name: str, like: Path | None) -> tuple[Recipe, dict[str, Any]]:
     """The recipe, and all its arguments: the flags, over those of `like`, over its defaults."""
     note: dict[str, Any] = {}
     if like is not None:
@@ -244,16 +244,19 @@ def _resolve(context: Context, name: str, like: Path | None) -> tuple[Recipe, di
     flags = {f.name: f for f in found.flags}
     for own in [*(f.key for f in context.flags if not f.positional), "json", "debug", "help"]:
         if own in flags:
-            raise UserError(f"{found.name} has an argument {own!r}, which `train` has too: rename the recipe's.")
-    noted = note.get("arguments", {})
-    for argument in noted:
+            raise UserError(
+                f"{found.name} has an argument {own!r}, which `{context.command}` has too: rename the recipe's."
+            )
+    before = note.get("arguments", {})
+    for argument in before:
         if argument not in flags:
             raise unknown(f"argument of {found.name} (the run {str(like)!r} has it)", argument, flags)
-    given = {k: restored(flags[k], v) for k, v in noted.items()} | context.options(found.flags, found.name)
+    given = {k: restored(flags[k], v) for k, v in before.items()} | context.options(found.flags, found.name)
     return found, found.arguments(given)
 
 
-def _noted(found: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
+def noted(found: Recipe, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe as a run notes them."""
     return {f.name: plain(arguments[f.name]) for f in found.flags}
 
 

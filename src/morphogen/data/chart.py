@@ -61,6 +61,31 @@ def scatter(
     return sheet.resize((size + legend, size), Image.Resampling.LANCZOS)
 
 
+def named(points: NDArray[Any], names: Sequence[str], size: int = 900) -> Picture:
+    """Points (N, 2) of the plane, each with its name where there is room for it: the first come first.
+
+    Raises UserError where there is no point, or one is not finite.
+    """
+    if len(points) == 0 or len(points) != len(names) or not np.isfinite(points).all():
+        raise UserError(f"{len(points)} points and {len(names)} names cannot be drawn: give finite ones, each a name.")
+    low, high = np.quantile(points, 0.01, 0), np.quantile(points, 0.99, 0)  # the few that lie far off are at the edge
+    half = max(float((high - low).max()) / 2, 1e-12)
+    at = ((points - (low + high) / 2) / half * 0.46 * size).clip(-size / 2 + 4, size / 2 - 4)
+    sheet = Image.new("RGB", (size, size), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    taken: list[tuple[float, float, float, float]] = []
+    for (dx, dy), name in zip(at, names, strict=True):
+        x, y = size / 2 + dx, size / 2 - dy
+        box = pen.textbbox((x, y), name, font, anchor="mm")
+        free = all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken)
+        if free and box[0] >= 0 and box[2] <= size:
+            pen.text((x, y), name, _INK, font, anchor="mm")
+            taken.append(box)
+        else:
+            pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill=_LINE)
+    return sheet
+
+
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, size: int = 420) -> Picture:
     """Curves over the unit square, x to the right and y upwards, each named in a legend; beside the diagonal."""
     fine, edge = size * _FINE, 44 * _FINE

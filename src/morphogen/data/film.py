@@ -1,9 +1,10 @@
-"""Films of pictures: a GIF by Pillow, or an .mp4 by ffmpeg where imageio-ffmpeg is installed."""
+"""Films of pictures: a GIF by Pillow, or an .mp4 by PyAV where that is installed."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ def film_path(path: Path) -> None:
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserError(f"{str(path)!r} is no film's name: let it end in .gif, or in .mp4.")
     if path.suffix.lower() == ".mp4":
-        _ffmpeg()
+        _av()
 
 
-def _ffmpeg() -> Any:
+def _av() -> Any:
     try:
-        return importlib.import_module("imageio_ffmpeg")
+        return importlib.import_module("av")
     except ImportError as error:
         raise UserError(
-            "A film in .mp4 needs imageio-ffmpeg, which is not installed: pip install 'morphogen[film]', or write .gif."
+            "A film in .mp4 needs PyAV, which is not installed: pip install 'morphogen[film]', or write a .gif."
         ) from error
 
 
@@ -36,7 +37,7 @@ def film(pictures: Sequence[Picture], path: str | Path, seconds: float = 0.12, *
     """Write pictures of one size as a film, `seconds` each, the last longer.
 
     back: whether it runs there and back for ever, its first frame longer too. path: in .gif or .mp4.
-    Raises UserError where there is no picture, for another ending, and for .mp4 where imageio-ffmpeg is missing.
+    Raises UserError where there is no picture, for another ending, and for .mp4 where PyAV is missing.
     """
     if not pictures:
         raise UserError("A film needs a picture: give at least one.")
@@ -64,14 +65,12 @@ def _gif(pictures: Sequence[Picture], times: Sequence[float], path: Path, second
 def _mp4(pictures: Sequence[Picture], times: Sequence[float], path: Path, seconds: float) -> None:
     """H.264 in the colours that every player knows; a frame that lasts longer is written several times."""
     width, height = (2 * (n // 2) for n in pictures[0].size)  # its colours are of two pixels by two
-    writer = _ffmpeg().write_frames(
-        str(path), (width, height), fps=1 / seconds, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
-    )
-    writer.send(None)
-    try:
+    av = _av()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(1 / seconds).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture, time in zip(pictures, times, strict=True):
-            raw = picture.convert("RGB").crop((0, 0, width, height)).tobytes()
+            frame = av.VideoFrame.from_image(picture.convert("RGB").crop((0, 0, width, height)))
             for _ in range(round(time / seconds)):
-                writer.send(raw)
-    finally:
-        writer.close()
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -43,6 +43,11 @@ class Pretrained(NamedTuple):
         """The first symbol that ends a text."""
         return self.ends[0] if self.ends else None
 
+    @property
+    def begins(self) -> bool:
+        """Whether a prompt comes after what begins a sequence, as Llama's do; GPT-2's stand at the first place."""
+        return self.net.begin is not None and self.config["model_type"] != gpt2.KIND
+
 
 def read(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Pretrained:
     """The net of a folder, in evaluation mode. dtype: of the weights, whatever the file's.

@@ -7,12 +7,12 @@ from ..experiment import Data, Experiment
 
 def cartpole_ppo(
     experience: int = 100_000,
-    envs: int = 8,
-    length: int = 32,
-    epochs: int = 20,
-    pieces: int = 1,
+    envs: int = 64,
+    length: int = 16,
+    epochs: int = 4,
+    pieces: int = 4,
     width: int = 64,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
     gamma: float = 0.98,
     lam: float = 0.8,
     clip: float = 0.2,

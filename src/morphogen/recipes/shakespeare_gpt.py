@@ -9,7 +9,7 @@ from ..experiment import Data, Experiment
 
 def shakespeare_gpt(
     data: Path | None = None,
-    steps: int = 1600,
+    steps: int = 1400,
     width: int = 256,
     depth: int = 6,
     heads: int = 4,
@@ -34,7 +34,7 @@ def shakespeare_gpt(
     from ._running import running
 
     text = running(data, context, batch)
-    design = Design(norm="rms", activation="gelu tanh", bias=False, qk_norm=True, dropout=dropout)
+    design = Design(bias=False, dropout=dropout)
     net = CausalTransformer(
         text.codes, (context,), width=width, depth=depth, heads=heads, rotary=10_000.0, design=design
     )

@@ -149,7 +149,7 @@ class ActorCritic(Model):
     def _told(self, seen: Tensor, h: Tensor, params: Tensor, action: Tensor) -> dict[str, Tensor]:
         told = {"logp": self.law.log_prob(params, action)}
         if self.critic is not None:
-            told["value"] = self.critic(h)[:, 0]
+            told["value"] = self.critic(h).squeeze(-1)
         if self.observations is not None:
             told["seen"] = seen
         if self.returns is not None:
@@ -174,11 +174,13 @@ class ActorCritic(Model):
             h, batch = h.flatten(0, 1), {k: _steps(v) for k, v in batch.items() if k != "memory"}
         info = batch["info"]
         params = self.actor(h)
-        logp, entropy = self.law.log_prob(params, batch["action"]), self.law.entropy(params).mean()
+        logp = self.law.log_prob(params, batch["action"])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy != 0):
+            entropy = self.law.entropy(params).mean()
         total, logs = self.surrogate(logp, info["logp"], batch["advantage"], self.step)
         total = total - self.entropy * entropy if self.entropy else total
         if self.critic is not None:
-            value = self.critic(h)[:, 0]
+            value = self.critic(h).squeeze(-1)
             if self.value_clip is None:
                 error = squared(value, batch["return"])
             else:

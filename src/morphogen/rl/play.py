@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..spec import arguments, call
 from .env.env import Env, Simulated
 from .env.others import Gymnasium
-from .rollouts import Player
+from .player import Player
 
 _PLAY = 0x91A  # sets what is played apart from what is trained on
 AT_ONCE = 32  # environments that step together

@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env
 from .losses import importance, prioritised
-from .rollouts import Player, forgotten
+from .player import Player, forgotten
 
 _DRAW = 0xD2A  # sets the keys of draws apart
 

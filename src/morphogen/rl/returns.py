@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core import everyone
 from ..errors import UserError
 
 
@@ -152,10 +153,15 @@ def following(value: Tensor, last: Tensor) -> Tensor:
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """1 − Var(target − value) / Var(target): 1 for a perfect critic, 0 for a constant (and of no variance)."""
-    spread = target.var(correction=0)
-    left = (target - value).var(correction=0) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+    """1 − Var(target − value) / Var(target), over ranks: 1 for a perfect critic, 0 for a constant (or no variance)."""
+    spread = _variance(target)
+    left = _variance(target - value) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
     return torch.where(spread > 0, 1 - left, torch.zeros_like(spread))
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Of as many numbers on every rank."""
+    return everyone.mean((x - everyone.mean(x.mean())).square().mean())
 
 
 def _on(like: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
     Recent     the last n steps of every environment, one newer in each batch: methods of n steps
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
-Both store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). An action's noise is keyed
-by (seed, environment, step). What they remember is their state: where the environment's state can be saved, a resumed
-run goes on with the same batches, and else the environment says in a sentence that it cannot.
+All store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). What they remember is their
+state: where the environment's state can be saved, a resumed run goes on with the same batches, and else the environment
+says in a sentence that it cannot.
 
 Of each batch `score` (B,) is the mean return of the last hundred episodes that ended, and of those in progress before
 one has: a number to log.
@@ -14,134 +14,22 @@ one has: a number to log.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Batch, Greedy, Loss, Model, Noise, Place, State, can, each, keys, size
+from ..core import Act, Acts, Batch, Loss, Model, Noise, Place, State, can, each, keys, size
 from ..errors import UserError
 from ..spec import Remembers
-from .env.env import Env, Step
+from .env.env import Env
 from .losses import standardised
+from .player import ACT, Player, forgotten
 from .returns import explained_variance, following, gae, lambda_return
 
-_ACT, _ORDER = 0xAC7, 0x0DE2  # set the keys of actions, and of the order of minibatches, apart
+_ORDER = 0x0DE2  # sets the keys of the order of minibatches apart
 Rows = dict[str, Any]  # names to tensors (T, B, ...)
-
-
-class Player:
-    """Who acts in the environments of one rank: what it sees, its memory, and how it has fared.
-
-    A memory is a tensor (B, ...) or a mapping of them, and nothing but zeros is the beginning of an episode.
-    """
-
-    def __init__(self, env: Env, place: Place) -> None:
-        if env.envs % place.ranks:
-            raise UserError(f"{env.envs} environments do not divide among {place.ranks} processes: take a multiple.")
-        env.start(place)
-        n = env.envs // place.ranks
-        index = torch.arange(place.rank * n, (place.rank + 1) * n, device=place.device)
-        self.env, self.index, self.place = env, index, place
-        self.obs, self.memory, self.steps = env.reset(), None, 0
-        self.running = torch.zeros(n, device=place.device)
-        self.recent: deque[float] = deque(maxlen=100)
-        self._actor: Model | None = None
-
-    def act(self, actor: Model, greedy: bool = False, noise: Noise | None = None) -> Act:
-        """What the actor does now. greedy: without chance, where it can. noise: where it was made ahead."""
-        if actor is not self._actor:  # asked once: it takes as long as a small net
-            if not can(actor, Acts):
-                raise UserError(f"{type(actor).__name__} cannot act: it has no act(obs, memory, noise=...).")
-            self._actor = actor
-        noise = self.noise() if noise is None else noise
-        with torch.no_grad():
-            if greedy:
-                return cast("Greedy", actor).greedy(self.obs, self.memory)
-            return cast("Acts", actor).act(self.obs, self.memory, noise=noise)
-
-    def noise(self) -> Noise:
-        """That of the next action."""
-        self.steps += 1
-        return Noise(keys(self.index, self.place.seed, _ACT, self.steps))
-
-    def noises(self, n: int) -> list[Noise]:
-        """Those of the next n actions."""
-        key = torch.stack([self.noise().key for _ in range(n)])  # (n, B)
-        drawn: dict[tuple[Any, ...], Tensor] = {}
-        return [Ahead(key, t, drawn) for t in range(n)]
-
-    def step(self, act: Act) -> Step:
-        """Do it."""
-        step = self.env.step(act.action)
-        ended = step.terminated | step.truncated
-        self.earn(step.reward[None], ended[None])
-        self.obs, self.memory = step.obs, forgotten(act.memory, ended)
-        return step
-
-    def earn(self, reward: Tensor, ended: Tensor) -> None:
-        """Count the rewards of steps (T, B), and the episodes that they ended."""
-        since = 0
-        for t in ended.any(1).nonzero().flatten().tolist():
-            self.running = self.running + reward[since : t + 1].sum(0)
-            self.recent.extend(self.running[ended[t]].tolist())
-            self.running, since = self.running * ~ended[t], t + 1
-        self.running = self.running + reward[since:].sum(0)
-
-    def score(self) -> float:
-        """The mean return of the last episodes."""
-        return sum(self.recent) / len(self.recent) if self.recent else float(self.running.mean())
-
-    def state(self) -> State:
-        """All of it."""
-        return {
-            "env": self.env.state(),
-            "memory": self.memory,
-            "steps": self.steps,
-            "running": self.running,
-            "recent": list(self.recent),
-        }
-
-    def restore(self, state: State) -> None:
-        """Go on from a state."""
-        self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
-        self.running = state["running"].to(self.place.device)
-        self.recent = deque(state["recent"], maxlen=100)
-
-
-class Ahead(Noise):
-    """The noise of one step of a stretch, with keys (T, B), whose numbers are drawn for all of its steps at once."""
-
-    def __init__(self, key: Tensor, t: int, drawn: dict[tuple[Any, ...], Tensor]) -> None:
-        super().__init__(key[t])
-        self._keys, self._t, self._drawn = key, t, drawn
-
-    def uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """As Noise has it (B, *shape)."""
-        return self._of(Noise.uniform, shape, dtype)
-
-    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """As Noise has it (B, *shape)."""
-        return self._of(Noise.normal, shape, dtype)
-
-    def _of(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
-        asked = self._draws, draw, shape, dtype or torch.get_default_dtype()
-        if asked not in self._drawn:
-            noise = Noise(self._keys.flatten())
-            noise._draws = self._draws
-            self._drawn[asked] = draw(noise, *shape, dtype=dtype).unflatten(0, self._keys.shape)  # (T, B, *shape)
-        self._draws += 1
-        return self._drawn[asked][self._t]
-
-
-def forgotten(memory: Any, ended: Tensor) -> Any:
-    """The memory with zeros where an episode has ended (B,)."""
-    if memory is None:
-        return None
-    wipe: Callable[[Tensor], Tensor] = lambda t: torch.where(ended.view(-1, *[1] * (t.ndim - 1)), 0, t)  # noqa: E731
-    return wipe(memory) if isinstance(memory, Tensor) else each(memory, wipe)
 
 
 class Online(Remembers):
@@ -298,7 +186,9 @@ def by_step(rows: Rows) -> Batch:
 def by_environment(rows: Rows) -> Batch:
     """Every environment's stretch a sample: (T, B, ...) as (B, T, ...), with the memory (B, ...) that it began with."""
     memory = rows["memory"]
-    whole = each({k: v for k, v in rows.items() if k != "memory"}, lambda t: t.transpose(0, 1))
+    whole = each(
+        {k: v for k, v in rows.items() if k != "memory"}, lambda t: t.transpose(0, 1).contiguous()
+    )  # as it is after a resume
     return whole if memory is None else whole | {"memory": memory}
 
 
@@ -366,6 +256,8 @@ class Rollouts(Remembers):
             )
         if piece == 0 or self._mixed is None:
             self._mixed = self._mix(epoch)
+        if self.pieces == 1:
+            return self.finish(self._mixed)
         return self.finish(each(self._mixed, lambda t: t[piece * n : (piece + 1) * n]))
 
     def _mix(self, epoch: int) -> dict[str, Any]:
@@ -425,7 +317,7 @@ class Rollouts(Remembers):
         if "value" not in rows["info"]:
             return torch.zeros_like(rows["reward"])
         acts, player = cast("Acts", actor), self._player
-        noise = Noise(keys(player.index, self._place.seed, _ACT, 0))  # a value draws nothing
+        noise = Noise(keys(player.index, self._place.seed, ACT, 0))  # a value draws nothing
         value: Callable[[Tensor, Any], Tensor] = lambda obs, memory: acts.act(obs, memory, noise=noise).info["value"]  # noqa: E731
         after = following(rows["info"]["value"], value(player.obs, player.memory))
         for t in rows["truncated"].any(1).nonzero().flatten().tolist():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Bounds, Codec, Field, LogProb, Model, can, each
+from ..core import Act, Acts, Bounds, Codec, Field, Greedy, LogProb, Model, can, each
 from .case import SEED, Case, NotApplicable, check, distance, fail, non_finite, repeated, reseed, same
 from .training import finite_loss
 
@@ -124,6 +124,13 @@ def act_form(case: Case) -> None:
                 fail(f"act of {n} observations gives {name!r} of shape {tuple(rows.shape)}: give a row for each.")
             if not same(rows, said[1][name]):
                 fail(f"act draws its {name!r} from torch's global generator too: draw everything from the noise given.")
+        if can(model, Greedy):
+            with torch.no_grad():
+                acts = [model.greedy(obs[:n]).action for _ in range(2)]
+            if acts[0].shape != said[0]["action"].shape or not same(*acts):
+                fail(
+                    f"greedy of {n} observations gives {tuple(acts[0].shape)}, or others each time: act without chance."
+                )
 
 
 @check(log_prob_form, elbo_form, codec_form, field_form)

@@ -22,6 +22,11 @@ from .env import Box, Choice, Picture, Task, Transition
 _PAPER, _INK, _WOOD, _RED = (250, 250, 248), (40, 40, 48), (196, 148, 90), (214, 39, 40)
 
 
+def beside(*columns: Tensor) -> Tensor:
+    """Columns (B,) as (B, n), each of them one piece of memory: quick to make, and to take apart again."""
+    return torch.stack(columns).T
+
+
 class CartPole(Task):
     """Keep a pole upright by pushing its cart left (0) or right (1): 1 for each step. State: x, ẋ, θ, θ̇ (B, 4).
 
@@ -45,7 +50,7 @@ class CartPole(Task):
         push = (force + pole * half * omega.square() * sin) / mass
         turn = (gravity * sin - cos * push) / (half * (4.0 / 3.0 - pole * cos.square() / mass))
         slide = push - pole * half * turn * cos / mass
-        there = torch.stack((x + tau * v, v + tau * slide, theta + tau * omega, omega + tau * turn), 1)
+        there = beside(x + tau * v, v + tau * slide, theta + tau * omega, omega + tau * turn)
         over = (there[:, 0].abs() > 2.4) | (there[:, 2].abs() > 12 * 2 * math.pi / 360)
         return Transition(there, torch.ones_like(x), over)
 
@@ -90,7 +95,7 @@ class Pendulum(Task):
         angle = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
         cost = angle.square() + 0.1 * omega.square() + 0.001 * u.square()
         omega = (omega + (15.0 * theta.sin() + 3.0 * u) * 0.05).clamp(-8, 8)
-        there = torch.stack((theta + omega * 0.05, omega), 1)
+        there = beside(theta + omega * 0.05, omega)
         return Transition(there, -cost, torch.zeros_like(theta, dtype=torch.bool))
 
     def observe(self, state: Tensor) -> Tensor:

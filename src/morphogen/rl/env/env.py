@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -190,14 +191,19 @@ class Simulated(Remembers):
         late = torch.zeros_like(there.terminated) if limit is None else self._elapsed >= limit
         truncated = late & ~there.terminated
         ended, final = there.terminated | truncated, self.task.observe(there.state)
-        if ended.device.type != "cpu" or bool(ended.any()):  # elsewhere reading the flag costs more than a reset
-            fresh = self.task.begin(self._noise())
+        self._steps += 1  # the draw of a reset, whether or not it is made: no device changes what comes later
+        if ended.device.type != "cpu":  # where to read which have ended costs more than to begin all anew
+            fresh = self.task.begin(Noise(keys(self._key, self._steps)))
             self._here = torch.where(_across(ended, fresh), fresh, there.state)
             self._elapsed = self._elapsed * ~ended
             obs = torch.where(_across(ended, final), self.task.observe(self._here), final)
+        elif len(which := ended.nonzero()[:, 0]):
+            fresh = self.task.begin(Noise(keys(self._key[which], self._steps)))
+            self._here = there.state.index_put((which,), fresh)
+            self._elapsed = self._elapsed.index_fill(0, which, 0)
+            obs = final.index_put((which,), self.task.observe(fresh))
         else:
             self._here, obs = there.state, final
-            self._steps += 1  # as many draws as with a reset: no device changes what comes later
         return Step(obs, there.reward, there.terminated, truncated, final)
 
     def look(self) -> Tensor:
@@ -225,7 +231,18 @@ class Simulated(Remembers):
 
     def _noise(self) -> Noise:
         self._steps += 1
-        return Noise(keys(self._key, self._steps))
+        return _Later(self._key, self._steps)
+
+
+class _Later(Noise):
+    """Noise whose keys are made when it is drawn from, which most tasks never do."""
+
+    def __init__(self, key: Tensor, step: int) -> None:
+        self._from, self._step, self._draws = key, step, 0
+
+    @cached_property
+    def key(self) -> Tensor:  # type: ignore[override]
+        return keys(self._from, self._step)
 
 
 def _across(flag: Tensor, like: Tensor) -> Tensor:

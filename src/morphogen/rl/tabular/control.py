@@ -190,7 +190,7 @@ class NStep(Model):
             _move(self.q, self.visits, entry, error, due, self.alpha, self.decay)
             total, count = total + (due * error.square()).sum(), count + due.sum()
         logs: Mapping[str, Tensor] = {"score": batch["score"].mean()} if "score" in batch else NONE
-        return Loss(0.5 * total / count.clamp(min=1), logs)
+        return Loss(0.5 * everyone.sum(total) / everyone.sum(count).clamp(min=1), logs)
 
     def returns(self, steps: Batch, start: int) -> Tensor:
         """The return G (B,) from the step `start` of each stretch on."""
