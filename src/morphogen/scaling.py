@@ -169,7 +169,7 @@ def optimum(theta: Array, product: float) -> Array:
     """N*, D* and L(N*, D*) (..., 3) where N D is given."""
     _, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
     log_g = (np.log(alpha * a) - np.log(beta * b)) / (alpha + beta)
-    n = np.exp(log_g + beta / (alpha + beta) * math.log(product))
+    n = np.exp(np.clip(log_g + beta / (alpha + beta) * math.log(product), 0, math.log(product)))  # N, D of 1 or more
     d = product / n
     return np.stack([n, d, curve(theta, n, d)], -1)
 
@@ -273,7 +273,7 @@ def _descend(start: Array, at: Array, log_l: Array) -> tuple[Array, float]:
         return value * scale, gradient * scale
 
     done = _scipy().minimize(
-        scaled, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-9, "gtol": 1e-6}
+        scaled, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300, "ftol": 1e-9, "gtol": 1e-6}
     )
     return np.asarray(done.x), float(done.fun)
 

@@ -46,17 +46,18 @@ def warmup_of(optim: Any) -> int:
     return int(arguments(schedule).get("warmup", 0)) if isinstance(schedule, Remembers) else 0
 
 
-def measured_once(experiment: Experiment, metric: str | None = None, **changes: Any) -> Experiment:
+def measured_once(experiment: Experiment, metric: str | None = None, optim: Any = None) -> Experiment:
     """The experiment without pictures on the way, measured on held-out data at its end alone. metric: "loss", or what
-    the recipe measures. changes: of the trainer.
+    the recipe measures. optim: instead of the recipe's.
     """
     trainer = experiment.trainer
     before = {} if trainer.heldout is None else arguments(trainer.heldout)
-    steps = changes.get("steps", trainer.steps)
+    steps = trainer.steps
     heldout = {**before, "every": steps, "patience": None, "metric": metric or before.get("metric", "loss")}
     if heldout["metric"] != before.get("metric"):
         heldout["better"] = "min"
-    own = {**arguments(trainer), "heldout": call(HeldOut, heldout), "hooks": (), "save_every": steps, **changes}
+    own = {**arguments(trainer), "heldout": call(HeldOut, heldout), "hooks": (), "save_every": steps}
+    own["optim"] = trainer.optim if optim is None else optim
     return Experiment(experiment.model, experiment.data, call(Trainer, own))
 
 

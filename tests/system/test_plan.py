@@ -140,7 +140,7 @@ def test_a_training_of_fewer_steps_than_are_measured(tmp_path: Path) -> None:
     assert (said["steps"], said["steps_measured"], said["times"]["step"]) == (1, 1, 1)
 
 
-@pytest.mark.parametrize(("steps", "seconds"), [(24, 0.4), (23, 0.1), (9, 5.0), (2, 1.0)])
+@pytest.mark.parametrize(("steps", "seconds"), [(24, 0.4), (9, 5.0)])
 def test_time_is_what_happens(steps: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 60 ms, held-out batches of 15, hooks of 200, by a clock that knows nothing else: to the millisecond."""
     monkeypatch.setattr("morphogen.rehearsal.time", Clock)
@@ -196,11 +196,11 @@ WATCHED = (  # what a command took: its parent is small, so that the peak is its
     " 'out': done.stdout, 'err': done.stderr[-2000:]}))"
 )
 SIX = {
-    "digits-diffusion": "--steps 120 --width 16",
-    "names-gpt": "--steps 150",
+    "digits-diffusion": "--steps 40 --width 16",
+    "names-gpt": "--steps 100",
     "points-diffusion": "--steps 400",
-    "mnist-vae": "--steps 150",
-    "cartpole-ppo": "--experience 40000",
+    "mnist-vae": "--steps 100",
+    "cartpole-ppo": "--experience 20000",
     "shakespeare-gpt": "--steps 24 --width 64 --depth 2 --batch 8",
 }
 

@@ -19,9 +19,10 @@ from morphogen.experiment import Experiment, write_spec
 from morphogen.heldout import HeldOut
 from morphogen.hooks import Voice
 from morphogen.optim import AdamW, Constant, CoolDown, MuonAdamW, Optim
+from morphogen.rehearsal import rehearse
 from morphogen.spec import build, modules_of, spec
 from morphogen.train import Trainer
-from morphogen.trunk import branch, check_alike, cooled, trunk_of
+from morphogen.trunk import branch, check_alike, cooled, measured_once, trunk_of
 
 OWN = '''"""A recipe that a test can train many times: a net learns a wave."""
 
@@ -138,8 +139,11 @@ def trained(experiment: Experiment, folder: str, until: int | None = None) -> Pa
     return Path(folder)
 
 
-@pytest.mark.parametrize("optim", [AdamW(1e-2), MuonAdamW(1e-2)], ids=["adamw", "muon"])
-@pytest.mark.parametrize("ema", [mg.EMA(0.9), mg.PowerEMA((0.1,))], ids=["ema", "power"])
+@pytest.mark.parametrize(
+    ("optim", "ema"),
+    [(AdamW(1e-2), mg.EMA(0.9)), (MuonAdamW(1e-2), mg.PowerEMA((0.1,)))],
+    ids=["adamw-ema", "muon-power"],
+)
 def test_a_cool_down_of_a_trunk_ends_in_the_bytes_of_a_run_trained_alone(optim: Optim, ema: Any) -> None:
     def made(steps: int) -> Experiment:
         own = recipe()(steps=steps)
@@ -180,7 +184,9 @@ def test_runs_that_differ_in_more_than_length_share_no_trunk() -> None:
 GRID = "scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --draws 20 --run grid --device cpu"
 
 
-def test_a_grid_is_trained_once_and_ends_in_a_law(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_is_trained_once_and_ends_in_a_law(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(f"{GRID} --json") == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     page, told = said[-1], "\n".join(s.get("text", "") for s in said)
@@ -203,27 +209,44 @@ def test_a_grid_is_trained_once_and_ends_in_a_law(capsys: pytest.CaptureFixture[
     assert json.loads(Path("grid/law.json").read_text()) == law
 
     # a run that is lost is made again by the trunk that is there, unless that has gone on
-    shutil.rmtree("grid/width-4-steps-40")
+    for lost in ("width-4-steps-40", "width-2-steps-10", "trunk-width-2"):
+        shutil.rmtree(Path("grid") / lost)
     capsys.readouterr()
     assert run(GRID) == 0
-    assert "trunk-width" not in capsys.readouterr().err
-    assert json.loads(Path("grid/law.json").read_text()) == law
-    shutil.rmtree("grid/width-2-steps-10")
-    shutil.rmtree("grid/trunk-width-2")
-    assert run(GRID) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines() if "gone" in line] == [
+        "trunk-width-2",
+        "width-2-steps-10",
+        "width-4-steps-40",
+    ]
     assert json.loads(Path("grid/law.json").read_text()) == law
 
     # and its law tells a plan the final loss
     capsys.readouterr()
+    monkeypatch.setattr(
+        "morphogen.cli.plan.rehearsed",  # here, and not in a process of its own
+        lambda folder, name, arguments, **_: rehearse(recipe()(**arguments), folder / "run", device="cpu", seconds=0.1),
+    )
     plan = "plan waves.py:wave --width 16 --steps 20 --law grid/law.json --seconds 0.1 --json --device cpu"
     assert run(plan) == 0
     loss = json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
     assert loss["low"] <= loss["value"] <= loss["high"]
-    assert any("1.9 times" in text for text in loss["doubts"])  # 49 parameters for 25
+    assert any("2 times more parameters" in text for text in loss["doubts"])  # 49 for 25
     assert run("plan digits-diffusion --law grid/law.json") == 2
     assert "not of digits-diffusion" in capsys.readouterr().err
 
 
+def test_a_run_of_a_grid_is_measured_at_its_end_alone() -> None:
+    made = recipe()(steps=10)
+    run = measured_once(made)
+    graph = spec(run)["args"]["trainer"]["args"]
+    assert graph["optim"] == spec(made)["args"]["trainer"]["args"]["optim"]
+    held = graph["heldout"]["args"]
+    assert (held["every"], held["patience"], held["metric"], held["batch"]) == (10, None, "loss", 64)
+    other = spec(measured_once(made, "size"))["args"]["trainer"]["args"]["heldout"]["args"]
+    assert (other["metric"], other["better"]) == ("size", "min")
+
+
+@pytest.mark.slow
 def test_runs_alone_keep_the_schedule_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(GRID.replace("grid", "alone") + " --told --cool 0") == 0
     assert not list(Path("alone").glob("trunk-*"))

@@ -46,6 +46,8 @@ def plan(
     """
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g} measures nothing: give a number above 0, such as --seconds 5.")
+    from ..scaling import read_law
+
     found, arguments = resolve(context, recipe, None)
     from ..scaling import read_law
 

@@ -105,6 +105,7 @@ def scale(
     folder = run or Path("runs") / f"scale-{found.short}-{seed}"
     from ..device import choose_device
     from ..experiment import check_seed
+    from ..scaling import fit
 
     check_seed(seed)
     where = str(choose_device(device))
