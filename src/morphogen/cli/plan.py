@@ -49,7 +49,6 @@ def plan(
     from ..scaling import read_law
 
     found, arguments = resolve(context, recipe, None)
-    from ..scaling import read_law
 
     known = None if law is None else read_law(law)
     if known is not None and known.about.get("recipe") != found.name:

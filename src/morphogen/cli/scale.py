@@ -128,7 +128,6 @@ def scale(
         "seed": seed,
         "flops": k,
     }
-    from ..scaling import fit
 
     law = fit(measured, draws=draws, seed=seed, about=about)
     _conclude(context, law, folder, compute)
