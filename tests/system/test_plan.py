@@ -169,7 +169,7 @@ def test_what_is_learned_from_has_its_own_unit(tmp_path: Path) -> None:
     said = rehearse(made, tmp_path / "names", device="cpu", seconds=0.01)
     assert said["amount"]["unit"] == "tokens"
     assert 4 * 3 <= said["amount"]["step"] <= 4 * 24
-    made = import_recipe("cartpole-ppo")(experience=640, envs=2, length=16, epochs=2, width=8)
+    made = import_recipe("cartpole-ppo")(experience=640, envs=2, length=16, epochs=2, pieces=1, width=8)
     said = rehearse(made, tmp_path / "pole", device="cpu", seconds=0.01)
     assert (said["amount"]["unit"], said["amount"]["distinct"]) == ("environment steps", None)
     assert said["steps"] == 40
