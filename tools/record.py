@@ -20,12 +20,18 @@ from pathlib import Path
 from typing import Any
 
 
+def bare(command: str) -> str:
+    """A command, its absolute paths as if their folder were called runs."""
+    return re.sub(r"(?<= )/\S*/", "runs/", command)
+
+
 def record(run: Path, target: Path) -> None:
     """Copy what a promise needs of `run` to `target`."""
     result: dict[str, Any] = json.loads((run / "result.json").read_text())
     if result.get("state") != "finished":
         raise SystemExit(f"{run} is not finished, so there is nothing to record: continue its training first.")
     result.pop("run", None)
+    result["command"] = bare(result["command"])
     if (run / "evaluation.json").is_file():
         evaluation = json.loads((run / "evaluation.json").read_text())
         for private in ("run", "judge", "machine"):
@@ -42,7 +48,7 @@ def record(run: Path, target: Path) -> None:
         if (run / f"{name}.json").is_file():
             page = json.loads((run / f"{name}.json").read_text())
             result[name] = {k: v for k, v in page.items() if k not in ("run", "runs", "files", "machine")}
-            result[name]["command"] = re.sub(r"(?<= )/\S*/", "runs/", page["command"])
+            result[name]["command"] = bare(page["command"])
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     if pictures := [line for line in lines if "picture" in line]:
         result["first_picture_seconds"] = pictures[0]["at_seconds"]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..scaling import Law, read_law
 from .context import Context, data_root
 from .receipts import command
 from .recipe import Recipe
 from .rehearse import rehearsed
 from .tell import columns
 from .train import noted, resolve, temporary
+
+if TYPE_CHECKING:
+    from ..scaling import Law
 
 _root = data_root
 _MOST = 6  # parts of a model that are told apart
@@ -45,6 +47,8 @@ def plan(
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g} measures nothing: give a number above 0, such as --seconds 5.")
     found, arguments = resolve(context, recipe, None)
+    from ..scaling import read_law
+
     known = None if law is None else read_law(law)
     if known is not None and known.about.get("recipe") != found.name:
         raise UserError(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError, unknown
-from ..scaling import Best, Law, Point, Told, fit
 from .context import Context, data_root
 from .line import convert
 from .plan import duration
@@ -20,6 +19,7 @@ from .train import noted, resolve
 
 if TYPE_CHECKING:
     from ..experiment import Experiment, Run
+    from ..scaling import Best, Law, Point, Told
 
 _root = data_root
 
@@ -127,6 +127,8 @@ def scale(
         "seed": seed,
         "flops": k,
     }
+    from ..scaling import fit
+
     law = fit(measured, draws=draws, seed=seed, about=about)
     _conclude(context, law, folder, compute)
 
@@ -354,6 +356,7 @@ class _Grid:
 
     def measured(self, rows: Sequence[Row]) -> Iterator[Point]:
         """The held-out loss of every run."""
+        from ..scaling import Point
         from .receipts import read_json
 
         for row in rows:
