@@ -10,7 +10,7 @@ def cartpole_dqn(
     envs: int = 4,
     every: int = 1,
     batch: int = 128,
-    capacity: int = 50_000,
+    capacity: int = 100_000,
     warmup: int = 250,
     width: int = 128,
     lr: float = 1e-3,
@@ -18,7 +18,7 @@ def cartpole_dqn(
     n: int = 3,
     copy_every: int = 100,
     explore: int = 4000,
-    epsilon: float = 0.02,
+    epsilon: float = 0.04,
     double: bool = True,
     duelling: bool = False,
     prioritised: bool = False,
@@ -33,7 +33,8 @@ def cartpole_dqn(
     copy values, has two streams, and learns more often from what surprised it.
 
     Of Mnih et al. 2015: the copy, the memory, Huber's loss and a linear fall of ε. Of their code, not: frames, RMSProp,
-    rewards cut to ±1. Not of the paper: double Q-learning, three steps, Adam at a falling rate.
+    rewards cut to ±1. Not of the paper: double Q-learning, three steps, Adam at a falling rate. The memory holds the
+    whole training: one that has forgotten how poles fall lets them fall again.
     """
     from ..nets.mlp import MLP
     from ..optim import AdamW, Linear
