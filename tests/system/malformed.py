@@ -58,7 +58,7 @@ from morphogen.spec import build
 from .lives import asked, tell
 
 LIMIT = 20  # seconds of one input
-MEMORY = 3 << 30  # bytes of address space of a worker
+MEMORY = 3 << 30  # bytes of address space that a worker may take beside what it begins with
 LOOPED = {"depth", "layers", "blocks", "widths", "hidden", "heads", "n", "frequencies"}
 DEEP = 20_000
 STRINGS = (
@@ -571,7 +571,8 @@ def one(world: World, i: int, fence: Fence, names: list[str], shared: Shared, de
 
 def work(world: World, begin: int, end: int, names: list[str], shared: Shared) -> None:
     """Read the inputs from begin to end in this process, which is a worker for good."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     warnings.simplefilter("ignore")
     python = (sys.prefix, sys.base_prefix, str(Path(mg.__file__).parents[2]), "/proc/", "/sys/", "/usr/", "/dev/null")
     sys.path[:] = [p for p in sys.path if os.path.realpath(p).startswith(python)]  # an import lists them all

@@ -38,7 +38,7 @@ def test_a_sound_machine_is_well(healthy: None, capsys: pytest.CaptureFixture[st
     assert (code, told["well"], told["to_do"]) == (0, True, [])
     assert told["versions"]["python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert told["packages"]["torch"].startswith(torch.__version__)
-    assert told["packages"]["scipy"].endswith("imports (extra ot)")
+    assert told["packages"]["scipy"].endswith(("imports (extra ot)", "imports (extra scale)"))
     assert told["data"]["digits"] == "comes with the package"
     assert told["data"]["mnist"].startswith("not found")  # which is no fault
     assert {"cpu", "cores", "open files"} <= set(told["machine"])

@@ -146,7 +146,7 @@ def test_a_reader_that_crashes_hangs_dies_or_escapes_is_found(memory, monkeypatc
             case 2:
                 Path(world.outside, "spec.json").read_bytes()
             case 3:
-                bytearray(malformed.MEMORY)
+                bytearray(2 * malformed.MEMORY)
             case 4 if not (world.folder / "slept").exists():
                 (world.folder / "slept").touch()
                 __import__("time").sleep(60)

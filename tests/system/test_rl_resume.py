@@ -25,12 +25,19 @@ from morphogen.recipes.pendulum_td3 import pendulum_td3
 from . import resumes
 
 STEPS = 6
-SMALL = {"experience": 2 * 4 * STEPS // 3, "envs": 2, "length": 4, "epochs": 3, "width": 8}  # 3 steps a stretch
+SMALL = {
+    "experience": 2 * 4 * STEPS // 3,
+    "envs": 2,
+    "length": 4,
+    "epochs": 3,
+    "pieces": 1,
+    "width": 8,
+}  # 3 steps a stretch
 AGENTS: dict[str, tuple[Callable[[int], Experiment], str]] = {  # and the package that it needs
     "ppo on tensors": (lambda steps: cartpole_ppo(**SMALL), ""),
     "ppo on gymnasium": (lambda steps: cartpole_ppo(**SMALL, gymnasium=True), "gymnasium"),
-    "ppo on MuJoCo": (lambda steps: halfcheetah_ppo(**SMALL, pieces=1), "mujoco"),
-    "ppo with a memory": (lambda steps: cartpole_recurrent(**SMALL, pieces=1), ""),
+    "ppo on MuJoCo": (lambda steps: halfcheetah_ppo(**SMALL), "mujoco"),
+    "ppo with a memory": (lambda steps: cartpole_recurrent(**SMALL), ""),
     "dqn": (
         lambda steps: cartpole_dqn(
             steps, envs=2, batch=4, warmup=3, capacity=10, width=8, copy_every=2, explore=4, prioritised=True
@@ -70,7 +77,7 @@ def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
             self.texts.append(text)
 
     def made() -> Experiment:
-        return lunarlander_ppo(**SMALL, pieces=1)
+        return lunarlander_ppo(**SMALL)
 
     made().train(tmp_path / "run", voice=Said(), until=3, device="cpu")
     voice = Said()

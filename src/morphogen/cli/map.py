@@ -39,10 +39,10 @@ def map_(
     run: the folder of the run, of a codec or of word vectors. way: pca, the two directions that show most of the
     variance, or tsne, which keeps neighbours together and whose distances say nothing (it needs scikit-learn: pip
     install morphogen[map]). n: how many held-out items, or of the commonest words, -1 for all. seed: which items, and
-    of tsne. out: the picture to write, or FILE.npy for the coordinates (default: map.png in the run). checkpoint:
-    newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's first average).
-    device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
-    which the run uses.
+    of tsne. out: the picture to write, or FILE.npy for the coordinates (default: map.png in the run).
+    checkpoint: newest, best or a step. ema: which averaged weights, by decay or length, or live (default: the run's
+    first average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define
+    classes of yours which the run uses.
     """
     path = out or run / "map.png"
     if path.suffix != ".npy":

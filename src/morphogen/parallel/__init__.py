@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .ranks import ALONE, Elsewhere, Ranks, join, joins, part
+from .ranks import ALONE, Elsewhere, Ranks, end, join, joins, part
 
-__all__ = ["ALONE", "Elsewhere", "Ranks", "in_pieces", "join", "joins", "part"]
+__all__ = ["ALONE", "Elsewhere", "Ranks", "end", "in_pieces", "join", "joins", "part"]
 
 if TYPE_CHECKING:
     import torch

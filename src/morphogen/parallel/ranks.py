@@ -475,6 +475,15 @@ def _leave() -> None:
             _here.leave()
 
 
+def end(code: int) -> None:
+    """End this process, if it is one of several, without the interpreter's own end: torch's threads may abort that."""
+    if isinstance(_here, Joined):
+        _leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def _address() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
