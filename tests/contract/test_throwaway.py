@@ -39,6 +39,7 @@ def test_fifty_kills(tmp_path):
     assert (found["lost"], found["different"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_gan_reaches_its_ring(tmp_path):
     run = trained(tmp_path, gan, 1500)
     from morphogen import draw
@@ -60,11 +61,13 @@ def test_kmeans_finds_the_modes(tmp_path):
     assert torch.equal(run.model.encode(run.model.decode(z)), z)
 
 
+@pytest.mark.slow
 def test_the_language_model_learns_to_count(tmp_path):
     run = trained(tmp_path, lm, 300)
     assert read(run.path / "log.jsonl")[-1]["loss.tokens"] < 0.1  # the next number is certain
 
 
+@pytest.mark.slow
 def test_ppo_learns_and_its_epochs_are_stopped_by_kl(tmp_path):
     run = trained(tmp_path, ppo, 300)
     assert read(run.path / "log.jsonl")[-1]["reward"] > 0.7  # action 1 everywhere pays 7 of 8
