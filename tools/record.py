@@ -36,6 +36,7 @@ def record(run: Path, target: Path) -> None:
         evaluation = json.loads((run / "evaluation.json").read_text())
         for private in ("run", "judge", "machine"):
             evaluation.pop(private, None)
+        evaluation["command"] = bare(evaluation["command"])
         result["evaluation"] = evaluation
         whole = datetime.fromisoformat(evaluation["at"]) - datetime.fromisoformat(result["began"])
         result["seconds_with_evaluation"] = whole.total_seconds()
