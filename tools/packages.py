@@ -82,7 +82,7 @@ def faults(wheel: Path, sdist: Path) -> list[str]:
         found.append("The wheel lacks morphogen/py.typed, so type checkers would ignore its types.")
     if not any(".dist-info/" in n and n.endswith("LICENSE") for n in names):
         found.append("The wheel lacks its LICENSE.")
-    if "morphogen = morphogen.cli:main" not in entry:
+    if "morphogen = morphogen.__main__:run" not in entry:
         found.append("The wheel defines no command `morphogen`.")
     with tarfile.open(sdist) as t:
         inside = {n.partition("/")[2] for n in t.getnames()}

@@ -225,7 +225,7 @@ class Samples(Protocol):
     """Draws new data. Who asks: `draw`, metrics, the command line."""
 
     def sample(self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None) -> Tensor:
-        """n samples (n, ...), differentiable where the method allows it."""
+        """n samples (n, ...), differentiable where the method allows it. Without noise they are others each time."""
         ...
 
 
@@ -468,6 +468,11 @@ class Noise:
     def seeded(cls, seed: int, n: int, *, start: int = 0, device: torch.device | str = "cpu") -> Noise:
         """Noise of n samples numbered from `start` under `seed`."""
         return cls(keys(torch.arange(start, start + n, device=device), seed))
+
+    @classmethod
+    def fresh(cls, n: int, device: torch.device | str = "cpu") -> Noise:
+        """Noise of n samples, keyed by torch's default generator: other numbers each time."""
+        return cls(torch.randint(-(2**63), 2**63 - 1, (n,), device=device))
 
     @classmethod
     def of(cls, x: Tensor) -> Noise:

@@ -26,9 +26,9 @@ from morphogen.data.augment import Augmented, Binarise, Shift, Warp
 from morphogen.data.corpus import Corpus, Windows
 from morphogen.data.densities import Fresh, eight_gaussians
 from morphogen.data.digits import Digits
+from morphogen.data.documents import Collection
 from morphogen.data.edges import thick_negative
 from morphogen.data.items import Tensors
-from morphogen.data.library import Collection
 from morphogen.data.near import Cooccurrences
 from morphogen.data.paired import Derived, Unpaired
 from morphogen.data.source import Shuffled

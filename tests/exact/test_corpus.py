@@ -14,7 +14,7 @@ import torch
 
 from morphogen.core import Items, Place, Source, Space
 from morphogen.data.corpus import Corpus, Sequences, Windows, by_length
-from morphogen.data.library import Collection, TextFiles, Texts, texts_of
+from morphogen.data.documents import Collection, TextFiles, Texts, texts_of
 from morphogen.data.source import Shuffled, in_order
 from morphogen.data.text import Text
 from morphogen.errors import UserError

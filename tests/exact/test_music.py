@@ -13,7 +13,7 @@ import torch
 
 from morphogen.core import Space, Tokens
 from morphogen.data.corpus import Corpus, Sequences
-from morphogen.data.library import Texts
+from morphogen.data.documents import Texts
 from morphogen.data.midi import Frame, read_midi, write_midi
 from morphogen.data.music import END, Chorales, MidiFiles, Music, Notes, written
 from morphogen.errors import UserError

@@ -12,7 +12,7 @@ import torch
 
 from morphogen.cli import main
 from morphogen.data.corpus import Corpus, Sequences, Windows
-from morphogen.data.library import TextFiles
+from morphogen.data.documents import TextFiles
 from morphogen.data.text import Text
 from morphogen.errors import UserError
 from morphogen.language import END, Bytes

@@ -211,7 +211,7 @@ class GAN(Model):
             raise UserError(f"The truncation of a GAN's z is the largest number in it, not {truncation}: give more.")
         like = next(self.generator.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         latents = self.latents(noise, like.dtype)
         if self.labels and not self.drop and "label" not in cond:
             cond = {**cond, "label": noise.integers(self.labels)}

@@ -150,7 +150,7 @@ class ProgressiveGAN(Model):
         one_for_each(n, cond or NONE, noise)
         weight = self.generator.second.weight
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=weight.device))
+            noise = Noise.fresh(n, weight.device)
         z = self.draw_z(n, noise=noise)
         if self.generator.classes is not None and "label" not in (cond or NONE):
             cond = {**(cond or NONE), "label": noise.integers(self.generator.classes).to(z.device)}

@@ -198,7 +198,7 @@ class StyleGAN2(Model):
         """
         one_for_each(n, cond or NONE, noise)
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=self.mean_w.device))
+            noise = Noise.fresh(n, self.mean_w.device)
         z = self.draw_z(n, noise=noise)
         if self.generator.classes is not None and "label" not in (cond or NONE):
             cond = {**(cond or NONE), "label": noise.integers(self.generator.classes).to(z.device)}

@@ -202,7 +202,7 @@ class Autoregressive(Model):
         if guidance != 1 and not cond:
             raise UserError("Guidance needs a condition to be guided by: pass cond, such as space.cond(n, label=3).")
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=prompt.device))
+            noise = Noise.fresh(n, prompt.device)
         most = max(0, math.prod(self.shape) - prompt.shape[1]) if steps is None else steps
         return generate(
             self.steps,

@@ -79,7 +79,7 @@ def device_of(run: Run) -> Any:
 def _distance(context: Context, extractor: Path, run: Run, modules: Sequence[ModuleType]) -> Any:
     """What the classifier of a run sees in two pictures. UserError where it reads none of this run's."""
     from ..latent.perceptual import Perceptual
-    from .evaluate import checked_judge
+    from .judge import checked_judge
 
     reader = checked_judge(run, load_run(context, extractor, "newest", None, modules))
     return Perceptual(reader.model)

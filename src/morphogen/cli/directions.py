@@ -11,7 +11,7 @@ from . import recipe as recipes
 from .codec import Chosen, Page, codec_run, held_out, pictures_space, save, some
 from .context import Context, data_root
 from .data import picture_path
-from .evaluate import checked_judge
+from .judge import checked_judge
 from .sample import load_run
 
 if TYPE_CHECKING:

@@ -11,9 +11,6 @@ integers by how many of them it uses.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -23,11 +20,10 @@ from ..errors import UserError
 from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
+from .judge import JUDGES, checked_judge, judge_of, learned
 from .play import agent_page, home, is_agent, manner, over_seeds, played
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
-from .train import fit as fit_run
-from .train import temporary
 from .translate import measured_translations
 
 if TYPE_CHECKING:
@@ -38,9 +34,7 @@ if TYPE_CHECKING:
     from ..experiment import Run
     from ..metrics.measure import Measure
 
-_JUDGES = {"Digits": "digits-classifier", "MNIST": "mnist-classifier", "CIFAR10": "cifar-classifier"}
 _BITS = {"log_prob": "bits/dim", "elbo": "bits/dim (bound)", "importance": "bits/dim (importance)"}
-_AUTOMATIC = ("Digits",)  # judges that are trained in seconds
 
 
 def evaluate(
@@ -322,7 +316,7 @@ def _samples(
     one = test.take(torch.zeros(1, dtype=torch.long))
     labelled = (one.get("cond") or {}).get("label") is not None and bool(getattr(run.space, "classes", ()))
     kind = type(test).__name__
-    judging = _judge(context, run, judge, kind) if labelled else None
+    judging = judge_of(context, run, judge, kind) if labelled else None
     if judge is not None and not labelled:
         raise UserError(f"The data of {str(run.path)!r} have no classes for a judge to read: leave --judge out.")
     asked = None
@@ -336,7 +330,7 @@ def _samples(
         context.tell.note("The data are endless draws of a density, so there is nothing to have memorised.")
     if judging is None:
         if labelled and seen.recorded:
-            named = f"`morphogen train {_JUDGES[kind]}`" if kind in _JUDGES else "a classifier"
+            named = f"`morphogen train {JUDGES[kind]}`" if kind in JUDGES else "a classifier"
             context.tell.note(f"Without a judge only the values are compared: train {named} and give --judge RUN.")
         return _distances(x, seen, test, seed, None) | _modes(x, test), None
     device, judged = _device(judging), {"run": str(judging.path), "step": judging.step}
@@ -351,7 +345,7 @@ def _samples(
         train=seen.items,
         test=test,
         judge=model,  # type: ignore[arg-type]
-        fit=lambda samples, labels: _learn(judging, samples, labels, seed, str(device)),
+        fit=lambda samples, labels: learned(judging, samples, labels, seed, str(device)),
         seed=seed,
     )
     return {k: m for k, m in found.items() if seen.recorded or k != "memorised"}, judged
@@ -452,73 +446,6 @@ def _distances(x: Tensor, seen: Seen, test: Items, seed: int, judge: Any) -> dic
         "frechet": away._replace(how=f"samples from test items, {away.how}"),
         "floor": least._replace(how=f"training items from test items, {least.how}"),
     }
-
-
-def _judge(context: Context, run: Run, given: Run | None, kind: str) -> Run | None:
-    """The judge that was given, else the data set's own where that is trained in seconds."""
-    if given is None:
-        return _cached_judge(context, _JUDGES[kind]) if kind in _AUTOMATIC else None
-    return checked_judge(run, given)
-
-
-def checked_judge(run: Run, given: Run) -> Run:
-    """The judge that was given. UserError unless it reads what this run draws."""
-    from ..core import can
-    from ..metrics.judge import Judge
-
-    if not can(given.model, Judge):
-        model = type(given.model).__name__
-        raise UserError(f"The run {str(given.path)!r} is a {model}, which reads no classes: give a classifier's run.")
-    reads, drawn = (tuple(s.shape) if s is not None else () for s in (given.space, run.space))
-    if reads != drawn:
-        raise UserError(
-            f"The judge {str(given.path)!r} reads items of shape {reads} and this run draws {drawn}: give a classifier"
-            " of the same data, or leave --judge out."
-        )
-    return given
-
-
-def _cached_judge(context: Context, name: str) -> Run:
-    """The judge of a data set from the cache folder, trained there where it is not yet."""
-    from ..data.roots import cache
-    from ..experiment import load
-    from ..spec import build, spec
-
-    if cache().exists() and not cache().is_dir():
-        raise UserError(
-            f"The cache folder {str(cache())!r}, for the judge, is a file: name a folder in MORPHOGEN_CACHE, or give"
-            " --judge RUN."
-        )
-    found = recipes.find(name)
-    arguments = found.arguments({})
-    graph = spec(found.build(arguments))
-    path = cache() / "judges" / f"{name}-{hashlib.sha256(json.dumps(graph).encode()).hexdigest()[:12]}"
-    experiment = build(graph, seed=0)
-    with contextlib.suppress(UserError):  # it is not there, or not whole
-        run = load(path)
-        if run.step == experiment.trainer.steps:
-            return run
-    context.tell.note(f"Training the judge, {name}, once into {path} …")
-    note = {"name": name, "arguments": arguments}
-    return fit_run(context, experiment, path, 0, "cpu", note, found.file)
-
-
-def _learn(judge: Run, x: Tensor, label: Tensor, seed: int, device: str) -> Any:
-    """A classifier like the judge, from other weights, that has seen only these samples."""
-    from ..data.items import Tensors
-    from ..data.source import Shuffled
-    from ..experiment import Data
-    from ..hooks import Voice
-    from ..spec import arguments, build, call, modules_of
-
-    modules = [m for part in (judge.model, judge.data) for m in modules_of(part)]
-    fresh = build(judge.page["experiment"], modules=modules, seed=seed + 1, assets=judge.path / "assets")
-    batch = arguments(fresh.data.train)["batch"]
-    trainer = call(type(fresh.trainer), {**arguments(fresh.trainer), "heldout": None, "hooks": ()})
-    with temporary() as folder:
-        data = Data(Shuffled(Tensors(x, {"label": label}), min(batch, len(x))))
-        trainer.fit(fresh.model, data, run=folder, seed=seed + 1, device=device, voice=Voice())
-    return fresh.model.cpu().eval()
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

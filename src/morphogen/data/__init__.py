@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from .densities import moons as moons
     from .densities import rings as rings
     from .digits import Digits as Digits
+    from .documents import Collection as Collection
+    from .documents import TextFiles as TextFiles
     from .emoji import Emoji as Emoji
     from .encoded import Encoded as Encoded
     from .items import Pairs as Pairs
     from .items import Stored as Stored
     from .items import Tensors as Tensors
-    from .library import Collection as Collection
-    from .library import TextFiles as TextFiles
     from .listing import index as index
     from .medmnist import PneumoniaMNIST as PneumoniaMNIST
     from .mnist import MNIST as MNIST

@@ -30,8 +30,8 @@ from torch import Tensor
 from ..core import Tokens
 from ..errors import UserError
 from ..spec import Remembers, assets, spec
+from .documents import Texts, texts_of
 from .items import part_named
-from .library import Texts, texts_of
 from .roots import cache, keep
 from .source import Buckets, Shuffled
 

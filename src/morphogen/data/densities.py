@@ -68,7 +68,7 @@ class Density(Remembers):
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
         """Draw n samples and say their components."""
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,)))
+            noise = Noise.fresh(n)
         edges = constants(tuple(accumulate(self.weights))[:-1], torch.float64, noise.key.device)
         label = torch.bucketize(noise.uniform(dtype=torch.float64), edges, right=True)
         if cond is not None and "label" in cond:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..spec import Remembers
+from .documents import parted
 from .items import part_named
-from .library import parted
 from .midi import Frame, read_midi, write_midi
 from .roots import find
 from .space import Picture, grid

@@ -322,7 +322,7 @@ class LearnedVariance(Model, Field):
         guidable(guidance, self.drop)
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         if n == 0:
             return like.new_zeros(0, *self.shape)
         z = noise.normal(*self.shape, dtype=like.dtype).to(like.device)

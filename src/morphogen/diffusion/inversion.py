@@ -55,7 +55,7 @@ class ProbabilityFlow(Net):
         """What noise decodes to."""
         like = next(self.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         return self.decode(noise.normal(*self.shape, dtype=like.dtype).to(like.device), cond)
 
     def _walk(self, y: Tensor, u: float, w: float, end: float, cond: Cond | None) -> Tensor:

@@ -254,7 +254,7 @@ class ScoreModel(Model):
         cond = cond or NONE
         like = next(self.net.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         one_for_each(n, cond, noise)
         if x is not None and len(x) != n:
             raise UserError(f"x holds the beginnings of {len(x)} chains for {n} samples: give one for each.")

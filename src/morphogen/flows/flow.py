@@ -72,7 +72,7 @@ class Flow(Model):
         one_for_each(n, cond, noise)
         like = next(self.bijection.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         return self.decode(noise.normal(*self.latent_shape, dtype=like.dtype).to(like.device), cond)
 
     def transform(

@@ -140,7 +140,7 @@ class VAE(Model):
         one_for_each(n, cond, noise)
         like = next(self.decoder.parameters(), torch.empty(()))
         if noise is None:
-            noise = Noise(torch.randint(-(2**63), 2**63 - 1, (n,), device=like.device))
+            noise = Noise.fresh(n, like.device)
         h = self.decoder(self.posterior.prior(n, cond, noise, like), cond)
         return self.law.mean(h) if mean else self.law.sample(h, noise)
 

@@ -16,6 +16,7 @@ their own unless `tied`, which then begin as GPT-2's do, with deviations of 0.02
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ from .transformer import GPT, Block, Design
 Cond = Mapping[str, Any]
 
 
-class Causal(Net):
+class Causal(Net, ABC):
     """Symbols x (B, *shape), integers 0 .. codes - 1, read in raster order -> logits (B, *shape, codes).
 
     A subclass reads vectors (`read`) and ends with `self.last`. width: of a symbol's vector. spread: the standard
@@ -116,11 +117,11 @@ class Causal(Net):
         """
         return None
 
+    @abstractmethod
     def read(
         self, h: Float[Tensor, "b n {self.width}"], cond: Cond, memory: Any, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "b n _"], Any]:
         """What the logits are made of, and the memory with h in it; without a memory, of a whole sequence."""
-        raise NotImplementedError
 
     def _vectors(self, x: Tensor, cond: Cond, begin: bool) -> Tensor:
         """The vectors (B, N, width) of symbols, after what begins a sequence where they stand at its beginning."""

@@ -14,6 +14,7 @@ A memory holds the last (k − 1) d inputs of each convolution, and zeros are th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class CausalConvolution(Net):
         return y, whole.gather(2, last[:, None].expand(-1, x.shape[1], -1))
 
 
-class Dilated(Net):
+class Dilated(Net, ABC):
     """x (B, T, inputs) -> y (B, T, width) and the memory after it; y_t reads the last `field` inputs alone."""
 
     inputs: int
@@ -92,9 +93,9 @@ class Dilated(Net):
         y: Tensor = self.run(x.mT, convolve).mT
         return y, after
 
+    @abstractmethod
     def run(self, x: Tensor, convolve: Any) -> Tensor:
         """(B, inputs, T) -> (B, width, T), each convolution through `convolve(name, h)`."""
-        raise NotImplementedError
 
 
 class WaveNet(Dilated):

@@ -16,6 +16,7 @@ formulas above.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ from ..errors import UserError
 States = tuple[Tensor, ...]  # h (B, width) first, then what else a layer remembers
 
 
-class Recurrence(Net):
+class Recurrence(Net, ABC):
     """x (B, T, inputs) -> y (B, T, width) and the memory (B, size) after it, layer on layer.
 
     inputs, width: of a vector in and out. depth: layers. dropout: of what goes from one layer to the next, in training.
@@ -62,9 +63,9 @@ class Recurrence(Net):
         """Numbers in a memory."""
         return self.depth * self.states * self.width
 
+    @abstractmethod
     def next(self, a: Tensor, states: States, u: Tensor, c: Tensor) -> States:
         """The states after one more input, whose part of the gates is a = W x + b (B, gates · width)."""
-        raise NotImplementedError
 
     def forward(
         self,

@@ -21,7 +21,7 @@ def chorales(
     from ..autoregressive import Autoregressive
     from ..average import EMA
     from ..data.corpus import Corpus, Sequences
-    from ..data.library import Texts
+    from ..data.documents import Texts
     from ..data.music import END, Chorales, MidiFiles, Music, Notes
     from ..data.source import Shuffled
     from ..heldout import HeldOut

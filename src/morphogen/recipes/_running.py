@@ -37,7 +37,7 @@ class Running(NamedTuple):
 def running(data: Path | None, context: int, batch: int) -> Running:
     """Tiny Shakespeare, or the user's own texts, all of whose characters are looked for now."""
     from ..data.corpus import Corpus, Windows
-    from ..data.library import Collection, TextFiles, Texts
+    from ..data.documents import Collection, TextFiles, Texts
     from ..data.source import Shuffled
     from ..data.text import Text
     from ..language.tokens import Characters, alphabet_of

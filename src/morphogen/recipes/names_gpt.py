@@ -24,7 +24,7 @@ def names_gpt(
     from ..autoregressive import Autoregressive
     from ..average import EMA
     from ..data.corpus import Corpus, Sequences
-    from ..data.library import Collection, TextFiles, Texts
+    from ..data.documents import Collection, TextFiles, Texts
     from ..data.source import Shuffled
     from ..data.text import Text
     from ..heldout import HeldOut

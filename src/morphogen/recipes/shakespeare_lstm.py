@@ -35,7 +35,8 @@ def shakespeare_lstm(
     from ._running import running
 
     text = running(data, context, batch)
-    body = {"lstm": LSTM, "gru": GRU, "rnn": RNN}[cell](width, width, depth, dropout=dropout)
+    cells: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+    body = cells[cell](width, width, depth, dropout=dropout)
     net = CausalSequence(text.codes, body, dropout=dropout)
     trainer = Trainer(
         steps,

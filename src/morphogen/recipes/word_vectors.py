@@ -31,7 +31,7 @@ def word_vectors(
     import numpy as np
 
     from ..data.corpus import Corpus, Windows
-    from ..data.library import TextFiles
+    from ..data.documents import TextFiles
     from ..data.roots import cache, keep
     from ..data.source import Shuffled, steps_of
     from ..data.text import Text

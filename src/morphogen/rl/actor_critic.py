@@ -30,7 +30,7 @@ from ..nets.recurrent import Recurrence
 from ..spec import Remembers
 from .losses import approximate_kl, clipped_share, clipped_surrogate, clipped_value, policy_gradient, squared
 from .moments import Moments
-from .policy import Law
+from .policy import Law, observed
 from .rollouts import Reviews
 
 
@@ -130,12 +130,12 @@ class ActorCritic(Model):
 
     def sample(self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None) -> Tensor:
         """n actions (n, ...), for what is seen in cond["obs"] (n, ...)."""
-        return self.law.sample(self._params(cond), Noise.seeded(0, n) if noise is None else noise)
+        noise = Noise.fresh(n, observed(cond).device) if noise is None else noise
+        return self.law.sample(self._params(cond), noise)
 
     def _params(self, cond: Mapping[str, Tensor] | None) -> Tensor:
-        if not cond or "obs" not in cond:
-            raise UserError("A policy acts on what it sees: give cond={'obs': (B, ...)}.")
-        params: Tensor = self.actor(self._remembered(self._seen(cond["obs"]), cond.get("memory"))[0])
+        memory = None if cond is None else cond.get("memory")
+        params: Tensor = self.actor(self._remembered(self._seen(observed(cond)), memory)[0])
         return params
 
     def _seen(self, obs: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class SAC(Model):
 
     def sample(self, n: int, cond: Mapping[str, Tensor] | None = None, *, noise: Noise | None = None) -> Tensor:
         """n actions (n, m), for what is seen in cond["obs"] (n, ...)."""
-        return self.law.sample(self.actor(observed(cond)), Noise.seeded(0, n) if noise is None else noise)
+        noise = Noise.fresh(n, observed(cond).device) if noise is None else noise
+        return self.law.sample(self.actor(observed(cond)), noise)
 
     def values(self, batch: Batch) -> Loss:
         """Both critics learn the soft value; the priority of a step is the larger error."""

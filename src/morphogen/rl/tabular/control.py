@@ -17,6 +17,7 @@ averaged. Departure: of a truncated step sarsa takes the expected value, its nex
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -53,18 +54,78 @@ def epsilon_greedy(q: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * best / best.sum(-1, keepdim=True) + epsilon / q.shape[-1]
 
 
-class Control(Model):
-    """ε-greedy control of a finite world by one of the rules, from an `Online` source.
+class Tabular(Model):
+    """What all of them are: tables Q (..., learners, S, A), from which actions are chosen ε-greedily.
 
-    world: the MDP, of which only the numbers of states and actions are used. alpha: the step size, divided by
-    n(s, a)^decay where an entry moves for the n-th time. initial: what Q says at first. Of the source's B environments,
-    environment i of a rank belongs to learner i mod `learners`: several ranks train as one where each has a multiple of
-    so many environments. Raises UserError where a number is out of its range.
+    world: the MDP, of which only the numbers of states and actions are used. gamma: γ. alpha: the step size, divided by
+    n(s, a)^decay where an entry moves for the n-th time. epsilon: ε. initial: what Q says at first. Of the source's B
+    environments, environment i of a rank belongs to learner i mod `learners`: several ranks train as one where each has
+    a multiple of so many environments. Raises UserError where a number is out of its range.
     """
 
     q: Tensor
     visits: Tensor
     judged_greedy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        world: MDP,
+        tables: tuple[int, ...],
+        gamma: float,
+        alpha: float,
+        decay: float,
+        epsilon: float,
+        initial: float,
+        learners: int,
+    ) -> None:
+        super().__init__()
+        if not (0 <= gamma <= 1 and alpha > 0 and 0 <= epsilon <= 1 and learners >= 1):
+            raise UserError(
+                f"A tabular agent has gamma={gamma}, alpha={alpha}, epsilon={epsilon}, learners={learners}: give gamma"
+                " and epsilon in [0, 1], alpha above 0, and at least one learner."
+            )
+        self.world, self.gamma, self.alpha, self.decay, self.epsilon = world, gamma, alpha, decay, epsilon
+        shape = (*tables, learners, world.states, world.actions)
+        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
+        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
+
+    def phases(self) -> list[Update]:
+        """One rule, and no gradient."""
+        return [Update(self.learn)]
+
+    @abstractmethod
+    def learn(self, batch: Batch) -> Loss:
+        """Move the tables towards their targets."""
+
+    def values(self) -> Tensor:
+        """Q (learners, S, A) by which actions are chosen."""
+        return self.q
+
+    def at(self, states: Tensor) -> Tensor:
+        """Each environment's Q (B, A) in states (B,)."""
+        values = self.values()
+        return values[_learner(states, len(values)), states]
+
+    def policy(self, states: Tensor) -> Tensor:
+        """Probabilities (B, A) in states (B,)."""
+        return epsilon_greedy(self.at(states), self.epsilon)
+
+    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
+        """An ε-greedy action (B,) in states (B,)."""
+        return Act(noise.categorical(self.policy(obs).log()))
+
+    def greedy(self, obs: Tensor, memory: object = None) -> Act:
+        """The first of the best actions (B,) in states (B,)."""
+        return Act(self.at(obs).argmax(-1))
+
+    def picture(self) -> Picture:
+        """The first learner's values, and its best actions."""
+        value, best = self.values()[0].cpu().max(1)
+        return picture(self.world, value, best)
+
+
+class Control(Tabular):
+    """ε-greedy control of a finite world by one of the rules, from an `Online` source. Arguments: see `Tabular`."""
 
     def __init__(
         self,
@@ -78,43 +139,16 @@ class Control(Model):
         initial: float = 0.0,
         learners: int = 1,
     ) -> None:
-        super().__init__()
-        _checked(gamma, alpha, epsilon, learners)
-        self.world, self.rule, self.gamma, self.alpha, self.decay, self.epsilon = (
-            world, rule, gamma, alpha, decay, epsilon,
-        )  # fmt: skip
-        shape = (learners, world.states, world.actions)
-        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
-        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
-
-    def phases(self) -> list[Update]:
-        """One rule, and no gradient."""
-        return [Update(self.learn)]
-
-    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
-        """An ε-greedy action (B,) in states (B,)."""
-        return Act(noise.categorical(self.policy(self.q, obs).log()))
-
-    def greedy(self, obs: Tensor, memory: object = None) -> Act:
-        """The first of the best actions (B,) in states (B,)."""
-        return Act(self.q[_learner(obs, len(self.q)), obs].argmax(-1))
-
-    def policy(self, q: Tensor, obs: Tensor) -> Tensor:
-        """Probabilities (B, A) in states (B,) by tables q (learners, S, A)."""
-        return epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon)
+        super().__init__(world, (), gamma, alpha, decay, epsilon, initial, learners)
+        self.rule = rule
 
     def learn(self, batch: Batch) -> Loss:
         """Move Q(s, a) towards its target."""
         next, (who, s, a) = batch["next"], _where(batch, len(self.q))
-        after = self.rule(self.q[who, next], self.policy(self.q, next), batch["next_action"], batch["truncated"])
+        after = self.rule(self.at(next), self.policy(next), batch["next_action"], batch["truncated"])
         error = _target(batch, self.gamma, after) - self.q[who, s, a]
         _move(self.q, self.visits, (who, s, a), error, torch.ones_like(error), self.alpha, self.decay)
         return _said(batch, error)
-
-    def picture(self) -> Picture:
-        """The first learner's values, and its best actions."""
-        value, best = self.q[0].cpu().max(1)
-        return picture(self.world, value, best)
 
 
 Backup = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -130,18 +164,14 @@ def tree_backup(q: Tensor, policy: Tensor, action: Tensor, later: Tensor) -> Ten
     return expected_value(q, policy) + chosen(policy, action) * (later - chosen(q, action))
 
 
-class NStep(Model):
+class NStep(Tabular):
     """ε-greedy control by returns of n steps, from a `Recent` source, which says n; one step is `Control`.
 
     rule: what follows the last step (`sarsa`: n-step SARSA; `expected_sarsa`: that by expectation, and with
     `tree_backup` the tree backup). backup: what follows each step before it. Where an episode ends, all of its steps
-    that were not learnt from yet are, oldest first, each seeing what the one before has changed. Others: see `Control`.
+    that were not learnt from yet are, oldest first, each seeing what the one before has changed. Others: see `Tabular`.
     Sutton & Barto 2018, sections 7.2 and 7.5.
     """
-
-    judged_greedy: ClassVar[bool] = True
-    q: Tensor
-    visits: Tensor
 
     def __init__(
         self,
@@ -156,25 +186,8 @@ class NStep(Model):
         initial: float = 0.0,
         learners: int = 1,
     ) -> None:
-        super().__init__()
-        _checked(gamma, alpha, epsilon, learners)
-        self.world, self.rule, self.backup = world, rule, backup
-        self.gamma, self.alpha, self.decay, self.epsilon = gamma, alpha, decay, epsilon
-        shape = (learners, world.states, world.actions)
-        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
-        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
-
-    def phases(self) -> list[Update]:
-        """One rule, and no gradient."""
-        return [Update(self.learn)]
-
-    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
-        """An ε-greedy action (B,) in states (B,)."""
-        return Act(noise.categorical(self.policy(obs).log()))
-
-    def greedy(self, obs: Tensor, memory: object = None) -> Act:
-        """The first of the best actions (B,) in states (B,)."""
-        return Act(self._at(obs).argmax(-1))
+        super().__init__(world, (), gamma, alpha, decay, epsilon, initial, learners)
+        self.rule, self.backup = rule, backup
 
     def learn(self, batch: Batch) -> Loss:
         """Move Q of the oldest step, and of all where the episode has ended, towards their returns."""
@@ -197,7 +210,7 @@ class NStep(Model):
         columns = [each(steps, lambda t, i=i: t[:, i]) for i in range(start, steps["live"].shape[1])]  # type: ignore[misc]
         g: Tensor | None = None
         for step in reversed(columns):
-            q, policy = self._at(step["next"]), self.policy(step["next"])
+            q, policy = self.at(step["next"]), self.policy(step["next"])
             if g is None:
                 after = self.rule(q, policy, step["next_action"], step["truncated"])
             else:
@@ -206,25 +219,9 @@ class NStep(Model):
         assert g is not None, "a stretch holds a step"
         return g
 
-    def policy(self, states: Tensor) -> Tensor:
-        """Probabilities (B, A) in states (B,)."""
-        return epsilon_greedy(self._at(states), self.epsilon)
 
-    def _at(self, states: Tensor) -> Tensor:
-        return self.q[_learner(states, len(self.q)), states]
-
-    def picture(self) -> Picture:
-        """The first learner's values, and its best actions."""
-        value, best = self.q[0].cpu().max(1)
-        return picture(self.world, value, best)
-
-
-class DoubleQ(Model):
+class DoubleQ(Tabular):
     """Double Q-learning: `Control` with two tables, (2, learners, S, A), of which a coin says which learns."""
-
-    q: Tensor
-    visits: Tensor
-    judged_greedy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -237,26 +234,11 @@ class DoubleQ(Model):
         initial: float = 0.0,
         learners: int = 1,
     ) -> None:
-        super().__init__()
-        _checked(gamma, alpha, epsilon, learners)
-        self.world, self.gamma, self.alpha, self.decay, self.epsilon = world, gamma, alpha, decay, epsilon
-        shape = (2, learners, world.states, world.actions)
-        self.register_buffer("q", torch.full(shape, initial, dtype=torch.float64))
-        self.register_buffer("visits", torch.zeros(shape, dtype=torch.float64))
+        super().__init__(world, (2,), gamma, alpha, decay, epsilon, initial, learners)
 
-    def phases(self) -> list[Update]:
-        """One rule, and no gradient."""
-        return [Update(self.learn)]
-
-    def act(self, obs: Tensor, memory: object = None, *, noise: Noise) -> Act:
-        """An action (B,) in states (B,), ε-greedy by the mean of the tables."""
-        q = self.q.mean(0)
-        return Act(noise.categorical(epsilon_greedy(q[_learner(obs, len(q)), obs], self.epsilon).log()))
-
-    def greedy(self, obs: Tensor, memory: object = None) -> Act:
-        """The first of the best actions (B,) in states (B,), by the mean of the tables."""
-        q = self.q.mean(0)
-        return Act(q[_learner(obs, len(q)), obs].argmax(-1))
+    def values(self) -> Tensor:
+        """The mean of the tables (learners, S, A)."""
+        return self.q.mean(0)
 
     def learn(self, batch: Batch) -> Loss:
         """Move one table's Q(s, a) towards what the other says of the action that it would take."""
@@ -269,19 +251,6 @@ class DoubleQ(Model):
         for q, visits, error, moves in zip(self.q, self.visits, errors, (first, ~first), strict=True):
             _move(q, visits, (who, s, a), error, moves.to(error), self.alpha, self.decay)
         return _said(batch, torch.where(first, errors[0], errors[1]))
-
-    def picture(self) -> Picture:
-        """The first learner's values, and its best actions."""
-        value, best = self.q.mean(0)[0].cpu().max(1)
-        return picture(self.world, value, best)
-
-
-def _checked(gamma: float, alpha: float, epsilon: float, learners: int) -> None:
-    if not (0 <= gamma <= 1 and alpha > 0 and 0 <= epsilon <= 1 and learners >= 1):
-        raise UserError(
-            f"A tabular agent has gamma={gamma}, alpha={alpha}, epsilon={epsilon}, learners={learners}: give gamma and"
-            " epsilon in [0, 1], alpha above 0, and at least one learner."
-        )
 
 
 def _learner(obs: Tensor, learners: int) -> Tensor:
