@@ -80,8 +80,11 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.found is None:
+            raise RuntimeError("Trying to backward through the loss of a large alphabet a second time.")
         dh, dw, db = ctx.found
-        return grad * dh, grad * dw, None if db is None else grad * db, None, None, None
+        ctx.found = None  # they are scaled where they are, and go to whoever sums them
+        return dh.mul_(grad), dw.mul_(grad), None if db is None else db.mul_(grad), None, None, None
 
 
 def _even(n: int, most: int) -> int:
