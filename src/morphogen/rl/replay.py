@@ -29,7 +29,7 @@ from .env.env import Env
 from .losses import importance, prioritised
 from .player import Player, forgotten
 
-_DRAW = 0xD2A  # sets the keys of draws apart
+_DRAW, _KEY = 0xD2A, 0x4E7  # set apart the keys that choose places, and those that samples are given
 
 
 class Priorities(Remembers):
@@ -97,15 +97,14 @@ class Replay(Remembers):
         self._draws += 1
         n = self.batch // self._place.ranks
         index = torch.arange(n, device=self._place.device) + self._place.rank * n
-        key = keys(index, self._place.seed, _DRAW, self._draws)
-        place, weight = self._drawn(Noise(key), actor.step)
+        place, weight = self._drawn(Noise(keys(index, self._place.seed, _DRAW, self._draws)), actor.step)
         self._last = place
         return {
             **self._samples(place),
             "weight": weight,
             "score": torch.full((n,), self._player.score(), device=place.device),
             "index": place,
-            "key": key,
+            "key": keys(index, self._place.seed, _KEY, self._draws),
         }
 
     def _hear(self, heard: Mapping[str, Loss]) -> None:
