@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Batch, Lives, Model, Phase, Source, size
+from .core import Batch, Lives, Model, Phase, Source, beneath, size
 from .data.corpus import Windows
 from .data.source import Shuffled
 from .device import choose_device
@@ -53,8 +53,8 @@ def amount(model: Model, source: Source, batch: Batch, steps: int) -> tuple[floa
     """How much a step learns from, and in which unit: tokens of sequences, steps that an agent has lived (the mean of
     `steps` steps taken), else samples.
     """
-    if isinstance(source, Lives):
-        return source.env_steps / max(1, steps), "environment steps"
+    if (lives := beneath(source, Lives)) is not None:
+        return lives.env_steps / max(1, steps), "environment steps"
     x = batch.get("x")
     if isinstance(x, Tensor) and not x.is_floating_point() and x.ndim > 1:
         lengths = batch.get("lengths")
