@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Batch, Lives, Model, Phase, Source, size
+from .core import Batch, Lives, Model, Phase, Source, beneath, size
 from .data.corpus import Windows
 from .data.source import Shuffled
 from .device import choose_device
@@ -54,8 +54,8 @@ def amount(model: Model, source: Source, batches: Sequence[Batch], steps: int) -
     """How much a step learns from, and in which unit: tokens of sequences or samples, the mean of some batches; or what
     an agent has lived, the mean of the `steps` taken.
     """
-    if isinstance(source, Lives):
-        return source.env_steps / max(1, steps), "environment steps"
+    if (lives := beneath(source, Lives)) is not None:
+        return lives.env_steps / max(1, steps), "environment steps"
     x = batches[0].get("x")
     if isinstance(x, Tensor) and not x.is_floating_point() and x.ndim > 1:
         return sum(map(_tokens, batches)) / len(batches), "tokens"
@@ -226,7 +226,7 @@ def _rehearsed(
     once["step"] = mean
     times = {"start": 1, "step": steps}
     counted = flops(training.advance) if training.step < steps and not trainer.compile else None
-    lived = isinstance(training.source, Lives)  # and would live on
+    lived = beneath(training.source, Lives) is not None  # and would live on
     batches = [training._next(training.step + 1 + i) for i in range(1 if lived else BATCHES)]
     per_step, unit = amount(training.model, training.source, batches, training.step)
     training._log_line()
