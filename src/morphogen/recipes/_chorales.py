@@ -20,9 +20,10 @@ def chorales(
     """An experiment over Bach's chorales, or the user's MIDI files. net: made of the number of tokens and `longest`."""
     from ..autoregressive import Autoregressive
     from ..average import EMA
+    from ..core import END
     from ..data.corpus import Corpus, Sequences
     from ..data.documents import Texts
-    from ..data.music import END, Chorales, MidiFiles, Music, Notes
+    from ..data.music import Chorales, MidiFiles, Music, Notes
     from ..data.source import Shuffled
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
