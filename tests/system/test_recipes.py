@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from morphogen.cli.flags import flags_of
 from morphogen.core import Acts, Noise, can
 from morphogen.data.encoded import Encoded
 from morphogen.data.items import Pairs, Tensors
@@ -35,9 +37,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "lunarlander-ppo": {"experience": 8, "envs": 2, "length": 4, "epochs": 1, "pieces": 2, "width": 8},
     "cartpole-dqn": {"steps": 2, "width": 8, "envs": 2, "warmup": 4, "batch": 4},
     "catch-dqn": {"steps": 2, "width": 8, "filters": 2, "envs": 2, "warmup": 4, "batch": 4, "duelling": True},
-    "chorales-lstm": {"steps": 2, "width": 8, "depth": 1, "batch": 2},
-    "chorales-transformer": {"steps": 2, "width": 16, "depth": 1, "batch": 2},
-    "chorales-wavenet": {"steps": 2, "width": 8, "batch": 2},
+    "chorales-lstm": {"steps": 2, "width": 8, "depth": 1, "tokens": 400},
+    "chorales-transformer": {"steps": 2, "width": 16, "depth": 1, "tokens": 400},
+    "chorales-wavenet": {"steps": 2, "width": 8, "tokens": 400},
     "cifar-bpd": {"steps": 2, "width": 32, "depth": 1, "batch": 2},
     "cifar-classifier": {"epochs": 0.00009, "width": 8, "batch": 2},
     "cifar-edm": {"steps": 2, "width": 32, "batch": 2},
@@ -145,6 +147,14 @@ def needs(name: str) -> None:
         and "MORPHOGEN_DATA" not in os.environ
     ):
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_flag_is_explained_and_alone(name: str) -> None:
+    """None without help, and none whose help runs on into that of another."""
+    flags = flags_of(import_recipe(name))
+    heads = re.compile(rf"(?:^|[.;:)] |, )(?:{'|'.join(f.name for f in flags)}): ")
+    assert {f.name: f.text for f in flags if not f.text or heads.search(f.text)} == {}
 
 
 def test_all_are_small_here_and_described() -> None:
