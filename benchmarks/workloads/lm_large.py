@@ -1,8 +1,8 @@
 """lm_train with a vocabulary of 50,304: time and peak memory of training steps.
 
-Two thirds of the products are then of the last layer, and its logits are 412 MB in single precision. `glibc` are sides as
-their users have them: the C library gives large freed blocks back to the system and faults them in again at each step.
-The others keep freed memory, all alike. Like is compared with like. Peak memory is all that a worker's process has.
+Two thirds of the products are then of the last layer, and its logits are 412 MB in single precision. `glibc` are sides
+as their users have them: the C library gives large freed blocks back to the system and faults them in again at each
+step. The others keep freed memory, all alike. Like is compared with like. Peak memory is all that a process has.
 """
 
 from __future__ import annotations
