@@ -205,6 +205,9 @@ class Space(Protocol):
         ...
 
 
+END = "<|end|>"  # the special token that ends a text or a piece, unless it is called otherwise
+
+
 @runtime_checkable
 class Tokens(Protocol):
     """The way between text and the integers 0 .. size - 1 that a language model reads."""

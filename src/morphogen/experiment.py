@@ -85,8 +85,13 @@ class Experiment(Remembers):
         return load(run, modules=modules_of(self), device=device)
 
 
-def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None) -> None:
-    """Write `spec.json`, or hold the one that is there against the experiment."""
+def write_spec(
+    run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None, *, instead: str = ""
+) -> None:
+    """Write `spec.json`, or hold the one that is there against the experiment.
+
+    instead: what to do where they differ, said to the user.
+    """
     from . import __version__
 
     check_seed(seed)
@@ -110,9 +115,9 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         found.insert(0, f"seed: {there['seed']} there, {seed} here")
     if found:
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        own = f"Continue it with its own settings, or start another from them (--like {run} --run FOLDER)."
         raise UserError(
-            f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}."
-            f" Continue it with its own settings, or start another from them (--like {run} --run FOLDER)."
+            f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}. {instead or own}"
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from morphogen.data.documents import Collection, TextFiles, Texts, texts_of
 from morphogen.data.source import Shuffled, in_order
 from morphogen.data.text import Text
 from morphogen.errors import UserError
-from morphogen.language import END, Bytes, Characters
+from morphogen.language import END, Bytes, Characters, Words, learn_words
 from morphogen.language.subwords import byte_bpe
 from morphogen.spec import build, spec
 
@@ -48,7 +51,7 @@ def whole(corpus: Corpus) -> bytes:
 
 
 def test_a_file_is_cut_by_characters_and_nothing_is_lost(tmp_path: Path) -> None:
-    text = "".join(chr(0x100 + i % 300) for i in range(997)) + "\r\nend"
+    text = "".join(chr(0x100 + i % 300) for i in range(997)) + "\nend"
     file = some(tmp_path, a=text) / "a.txt"
     texts = TextFiles(file, held_out=0.1)
     assert isinstance(texts, Texts)
@@ -94,8 +97,71 @@ def test_texts_that_are_none_are_named(tmp_path: Path) -> None:
         Collection("name")
     with pytest.raises(UserError, match="held_out=1"):
         TextFiles(tmp_path / "bad.txt", held_out=1.0)
-    with pytest.raises(UserError, match="no text in the train part"):
-        Corpus(some(tmp_path, nothing="") / "nothing.txt", BYTES).row()
+    with pytest.raises(UserError, match=r"no text in .*nothing\.txt"):
+        TextFiles(some(tmp_path, nothing="") / "nothing.txt")
+    one = some(tmp_path, one="x") / "one.txt"  # told when it is made, and not when a run has begun
+    for share, part in ((0.1, "train"), (0.99, "train")):
+        with pytest.raises(UserError, match=rf"no text in the {part} part of .*one\.txt"):
+            TextFiles(one, held_out=share)
+    with pytest.raises(UserError, match=r"no text in the test part of .*few\.txt"):
+        TextFiles(some(tmp_path, few="a\nb\n") / "few.txt", between="\n", held_out=1e-9)
+    with pytest.raises(UserError, match="nothing in the test part"):
+        Corpus(TextFiles(one, held_out=0), BYTES, "test").row()
+    wordless = TextFiles(some(tmp_path / "q", train__a="a", test__b="?"))
+    with pytest.raises(UserError, match="nothing in the test part"):
+        Corpus(wordless, Words(learn_words(["a"], tmp_path / "words.txt"), pattern="a"), "test").row()
+    whole = gzip.compress(b"a long text, " * 100)
+    for i, data in enumerate(
+        (whole[:40], b"\x1f\x8b no", whole[:20] + b"\xff" * 30 + whole[50:], whole[:-4] + b"abcd")
+    ):
+        (tmp_path / f"{i}.TXT.GZ").write_bytes(data)
+        with pytest.raises(UserError, match="cut short or damaged"):
+            TextFiles(tmp_path / f"{i}.TXT.GZ")
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.upper, str.title])
+def test_endings_may_be_written_in_any_case(spell: Any, tmp_path: Path) -> None:
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    for name, content in ((".jsonl", lines), (".jsonl.gz", gzip.compress(lines)), (".txt.gz", gzip.compress(b"three"))):
+        (tmp_path / f"a{spell(name)}").write_bytes(content)
+    assert sorted(TextFiles(tmp_path, held_out=0).documents("train")) == ["one", "one", "three", "two", "two"]
+    (tmp_path / "x.jsonl.txt").write_bytes(lines)
+    assert list(TextFiles(tmp_path / "x.jsonl.txt", held_out=0).documents("train")) == [lines.decode()]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_line_ends_and_marks_are_no_letters_unless_every_byte_counts(pack: Any, tmp_path: Path) -> None:
+    raw = b"\xef\xbb\xbfone\r\ntwo\rthree\n\xef\xbb\xbf\xc3\xa9"
+    name = "a.txt" if pack is bytes else "a.txt.gz"
+    (tmp_path / name).write_bytes(pack(raw))
+    assert list(TextFiles(tmp_path / name, held_out=0).documents("train")) == ["one\ntwo\nthree\n\ufeffé"]
+    assert list(TextFiles(tmp_path / name, between="\n", held_out=0).documents("train"))[:2] == ["one", "two"]
+    exact = TextFiles(tmp_path / name, held_out=0, exact=True)
+    assert whole(Corpus(exact, BYTES)) == raw
+    assert exact.sha256 != TextFiles(tmp_path / name, held_out=0).sha256
+    assert build(spec(exact)).exact
+    line = '{"text": "a\\r\\nb"}\r\n'.encode("utf-8-sig")
+    (tmp_path / "b.jsonl").write_bytes(line)
+    assert list(TextFiles(tmp_path / "b.jsonl", held_out=0).documents("train")) == ["a\nb"]
+    (tmp_path / "b.jsonl").write_bytes(line[3:])
+    assert list(TextFiles(tmp_path / "b.jsonl", held_out=0, exact=True).documents("train")) == ["a\r\nb"]
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = some(tmp_path, a="hello there " * 20) / "a.txt"
+    os.utime(file, (1e9, 1e9))
+    digest, calls = hashlib.file_digest, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: calls.append(1) or digest(*a))
+    texts = TextFiles(file)
+    for _ in range(2):
+        for part in ("train", "test"):
+            Corpus(build(spec(texts)), BYTES, part).row()
+    assert len(calls) == 1
+    file.write_text("other there " * 20)  # of the same size, and of now: it is looked at each time
+    with pytest.raises(UserError, match="have changed since"):
+        list(texts.documents("train"))
+    file.write_text("again there " * 20)
+    assert TextFiles(file).sha256 != texts.sha256
 
 
 def test_a_changed_file_is_another_experiment(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from morphogen.language.word2vec import (
     Word2Vec,
     huffman,
 )
-from morphogen.spec import build, spec
+from morphogen.spec import Asset, build, spec
 
 WAYS = [(p, o) for p in (SkipGram(), CBOW()) for o in (NegativeSampling(5, block=8), HierarchicalSoftmax())]
 
@@ -338,9 +338,24 @@ def test_words_without_vectors_are_counted_and_named(tmp_path: Path) -> None:
         vectors.nearest("a", 4)
     with pytest.raises(UserError, match="do not belong"):
         Vectors(["a"], torch.zeros(2, 2))
-    (tmp_path / "p").write_text("tiger\tCat 7.35\n\nx y\n")
-    with pytest.raises(UserError, match="no pairs"):
-        read_pairs(tmp_path / "p")
+    for wrong in ("x y", "x y z", "x y nan", "x y 1 2"):
+        (tmp_path / "p").write_text(f"tiger\tCat 7.35\n\n{wrong}\n")
+        with pytest.raises(UserError, match=r"Line 3 of .* is no pair"):
+            read_pairs(tmp_path / "p")
+    for read in (read_pairs, read_questions):
+        (tmp_path / "b").write_bytes(b"a\xff")
+        with pytest.raises(UserError, match=r"no text in UTF-8 \(byte 1\)"):
+            read(tmp_path / "b")
+        for there in (tmp_path / "none", tmp_path):
+            with pytest.raises(UserError, match="cannot be read"):
+                read(there)
+    (tmp_path / "m").write_bytes("a B 2.5\r\n".encode("utf-8-sig"))
+    assert read_pairs(tmp_path / "m") == [("a", "b", 2.5)]
+    for questions in ([("a", "b", "c")], ["abcd"], [("a", "b", "c", "d"), ()]):
+        with pytest.raises(UserError, match="four words"):
+            vectors.analogies(questions)
+    with pytest.raises(UserError, match="score a number"):
+        vectors.similarity([("a", "b", math.nan)])
     (tmp_path / "q").write_text(": s\nA b c d\n: t\na b c\n")
     with pytest.raises(UserError, match="Line 4"):
         read_questions(tmp_path / "q")
@@ -353,7 +368,7 @@ def test_published_lists_are_read(data_root: Path) -> None:
     assert (len(questions), sum(map(len, questions.values()))) == (14, 19_544)
 
 
-def test_they_are_remembered_and_refuse_nonsense() -> None:
+def test_they_are_remembered_and_refuse_nonsense(tmp_path: Path) -> None:
     for predictor, output in WAYS:
         model: Any = Word2Vec([3, 2, 1], 5, 4, predictor=predictor, output=output)
         assert spec(build(spec(model))) == spec(model)
@@ -361,9 +376,28 @@ def test_they_are_remembered_and_refuse_nonsense() -> None:
     for wrong in ({"window": 0}, {"alpha": 0.0}, {"cap": 0.0}, {"subsample": -1.0}):
         with pytest.raises(UserError, match="Word2Vec needs"):
             Word2Vec([1, 2], 5, **wrong)
-    for counts in ([3], [1, 0], []):
-        with pytest.raises(UserError, match="counts of 1 or more"):
-            Word2Vec(counts, 5)
+    bad: Any
+    for bad in ([3], [1, 0], []):
+        with pytest.raises(UserError, match=r"counts of (1 or|2 words or) more"):
+            Word2Vec(bad, 5)
+    file = tmp_path / "counts.npy"
+    for content in (
+        b"",
+        b"no array",
+        np.array([1.0, 2.0]),
+        np.array(["a", "b"]),
+        np.array(3),
+        np.array([True, True]),
+        np.eye(2, dtype=int),
+    ):
+        file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
+        with pytest.raises(UserError, match=r"holds no counts|counts of 2 words"):
+            Word2Vec(Asset(file), 5)
+    np.savez(tmp_path / "counts.npz", a=np.array([1, 2]))
+    with pytest.raises(UserError, match="counts of 2 words"):
+        Word2Vec(Asset(tmp_path / "counts.npz"), 5)
+    np.save(file, np.array([3, 1], np.uint16))
+    assert len(Word2Vec(Asset(file), 5).inner) == 2
     with pytest.raises(UserError, match="NegativeSampling has"):
         NegativeSampling(0)
     with pytest.raises(UserError, match="GloVe needs"):

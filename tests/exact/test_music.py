@@ -104,7 +104,7 @@ def test_a_whole_archive_is_read(data_root: Path, tmp_path: Path) -> None:
     assert all(len(NOTES.encode(d)) > 100 for d in train)
     assert spec(build(spec(texts))) == spec(texts)
     next(iter(tmp_path.glob("*.mid"))).write_bytes(b"other")
-    with pytest.raises(UserError, match="has changed"):
+    with pytest.raises(UserError, match="have changed"):
         list(texts.documents("train"))
 
 
@@ -116,6 +116,41 @@ def test_one_piece_is_cut_by_steps(tmp_path: Path) -> None:
     assert len(NOTES.frames(NOTES.encode(test))) == 10
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no MIDI file in"):
+        MidiFiles(tmp_path / "none")
+
+
+def test_pieces_lie_in_parts_as_texts_do(tmp_path: Path) -> None:
+    (tmp_path / "train" / "more").mkdir(parents=True)
+    (tmp_path / "Test").mkdir()
+    (tmp_path / "val").mkdir()
+    for i, name in enumerate(("train/a.mid", "train/more/b.MID", "val/c.Midi")):
+        write_midi([(60 + i,)], tmp_path / "x.mid", steps=1)
+        (tmp_path / "x.mid").rename(tmp_path / name)
+    texts = MidiFiles(tmp_path, steps=1)
+    assert list(texts.documents("train")) == ["60\n", "61\n"]
+    assert list(texts.documents("test")) == ["62\n"]
+    (tmp_path / "val" / "c.Midi").rename(tmp_path / "val" / "d.mid")  # another name is another set
+    with pytest.raises(UserError, match="have changed"):
+        list(texts.documents("train"))
+
+
+def test_one_piece_in_a_folder_is_cut_by_steps(tmp_path: Path) -> None:
+    write_midi([(60 + i % 12,) for i in range(50)], tmp_path / "a.mid")
+    texts = MidiFiles(tmp_path, steps=1, held_out=0.03)
+    (train,), (test,) = texts.documents("train"), texts.documents("test")
+    assert len(train.splitlines()) == 48
+    assert train.endswith("\n")
+    assert test.count("\n") == 2
+
+
+def test_music_without_notes_is_told_when_it_is_made(tmp_path: Path) -> None:
+    write_midi([(), (), ()], tmp_path / "rest.mid")
+    with pytest.raises(UserError, match=r"no note in .*rest\.mid"):
+        MidiFiles(tmp_path / "rest.mid")
+    write_midi([(60,)], tmp_path / "short.mid")
+    with pytest.raises(UserError, match=r"no note in the test part of .*short\.mid"):
+        MidiFiles(tmp_path / "short.mid", steps=1)
+    with pytest.raises(UserError, match="no file or folder"):
         MidiFiles(tmp_path / "none")
 
 

@@ -65,7 +65,7 @@ CODES, END = 7, 6
 
 def pair(seed: int) -> tuple[CausalTransformer, object]:
     """A GPT-2 of theirs, awake, and ours with its weights."""
-    from morphogen.interop.checkpoint import of_state
+    from morphogen.interop import gpt2
 
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
@@ -74,7 +74,9 @@ def pair(seed: int) -> tuple[CausalTransformer, object]:
     model = awake(transformers.GPT2LMHeadModel(config).eval(), seed)
     with torch.no_grad():
         model.transformer.wte.weight.mul_(3)
-    return of_state(config.to_dict(), model.state_dict()).eval(), model
+    ours = gpt2.net_of(config.to_dict())
+    ours.load_state_dict(gpt2.ours(model.state_dict(), ours), strict=False)  # but for the tied table's second name
+    return ours.eval(), model
 
 
 def padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from morphogen.errors import UserError
 from morphogen.interop import gpt2, llama, read, write
-from morphogen.interop.checkpoint import of_state
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.positions import ALiBi
 from morphogen.nets.transformer import Design
@@ -210,6 +209,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     refused("lack", n_layer=3)
     refused("scales its scores", scale_attn_by_inverse_layer_idx=True)
     refused("quantised", quantization_config={"bits": 4})
+    refused("did you mean 'llama'", model_type="lama")
     (tmp_path / "model.safetensors").write_bytes(b"12345678 nothing")
     refused("no whole file")
     (tmp_path / "model.safetensors").unlink()
@@ -230,6 +230,102 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             write(net, tmp_path / "out")
+    good = CausalTransformer(7, (8,), **small)
+    (tmp_path / "file").write_text("")
+    with torch.device("meta"):
+        empty = CausalTransformer(7, (8,), **small)
+    for net, folder, options, words in (
+        (good, "out", {"end": 7}, "no symbol of this net"),
+        (good, "out", {"tokenizer": tmp_path / "nowhere"}, "holds no tokenizer"),
+        (good, "out", {"tokenizer": tmp_path / "nowhere" / "tokenizer.json"}, "holds no tokenizer"),
+        (good, "file", {}, "is a file"),
+        (empty, "out", {}, "no weights yet"),
+    ):
+        with pytest.raises(UserError, match=words):
+            write(net, tmp_path / folder, **options)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="did you mean 'llama'"):
-        of_state({"model_type": "lama"}, {})
+
+
+WRONG: list[Any] = ["x", [], {}, -1, 0.5, 1e300, float("nan"), float("inf"), True]
+ASKED = {
+    "GPT-2": ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon",
+              "activation_function", "tie_word_embeddings", "scale_attn_weights"),
+    "Llama": ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers",
+              "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "hidden_act",
+              "attention_bias", "rope_theta", "rope_parameters"),
+}  # fmt: skip
+FINE = {  # what is no mistake, or is another's: the sentence is then of the weights, or there is none
+    "layer_norm_epsilon": (0.5, 1e300), "rms_norm_eps": (0.5, 1e300), "rope_theta": (0.5, 1e300),
+    "tie_word_embeddings": (True,), "scale_attn_weights": (True,), "attention_bias": (True,),
+    "activation_function": ("x",), "hidden_act": ("x",), "rope_parameters": ([], {}), "eos_token_id": ([], -1),
+    "bos_token_id": (-1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_damaged_configuration_is_told_by_file_and_key(name: str, tmp_path: Path) -> None:
+    saved(transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()), tmp_path)
+    file, whole = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
+    if name == "Llama":
+        whole |= {"rope_theta": whole.pop("rope_parameters")["rope_theta"]}
+    for key in (*ASKED[name], "eos_token_id", "bos_token_id"):
+        for value in [v for v in WRONG if v not in FINE.get(key, ()) and not (v is True and True in FINE.get(key, ()))]:
+            file.write_text(json.dumps({**whole, key: value}))
+            with pytest.raises(UserError) as said:
+                read(tmp_path)
+            assert "config.json" in str(said.value), (key, value)
+            assert f"'{key}'" in str(said.value), (key, value)
+    for key in ASKED[name][:5]:
+        file.write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        if key not in ("n_inner", "max_position_embeddings"):
+            with pytest.raises(UserError, match=rf"config.json' lacks '{key}'"):
+                read(tmp_path)
+    heads = "n_head" if name == "GPT-2" else "num_attention_heads"
+    for changes, words in (
+        (
+            {heads: 7, "num_key_value_heads": 7, "head_dim": None},
+            "describes no net that can be made: A width of 24",
+        ),
+        ({"vocab_size": 1 << 31, "n_embd": 1 << 20, "hidden_size": 1 << 20, heads: 2}, "config.json|configuration"),
+    ):
+        file.write_text(json.dumps({**whole, **changes}))
+        with pytest.raises(UserError, match=words):
+            read(tmp_path)
+    for text in ("[]", "3", "null", "[" * 100_000, '{"model_type": 3}', "\ud83d"):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match=r"config\.json"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["{", "[]", "{}", "null", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}',
+     '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": "/etc/passwd"}}',
+     '{"weight_map": {"a": "x\\u0000y"}}', '{"weight_map": {"a": ""}}', '{"weight_map": ["a"]}'],
+)  # fmt: skip
+def test_a_damaged_index_is_told(page: str, tmp_path: Path) -> None:
+    saved(transformers.GPT2LMHeadModel(CONFIGS["GPT-2"]()), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(page)
+    with pytest.raises(UserError, match=r"model.safetensors.index.json"):
+        read(tmp_path)
+
+
+def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved(transformers.GPT2LMHeadModel(CONFIGS["GPT-2"]()), tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    (name,) = (k for k in whole if k.endswith("h.1.mlp.c_fc.weight"))
+    for change, words in (
+        (lambda w: w.to(torch.int8), "is int8"),
+        (lambda w: w > 0, "is bool"),
+        (lambda w: w.to(torch.complex64), "is complex64"),
+        (lambda w: w.to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+        (lambda w: w.index_fill(0, torch.tensor([3]), torch.nan), "holds NaN or Inf"),
+        (lambda w: w.double() * 1e300, "holds NaN or Inf"),  # in the precision that it is wanted in
+        (lambda w: w[0], "not those of their configuration"),
+    ):
+        save_file({**whole, name: change(whole[name]).contiguous()}, file, {"format": "pt"})
+        with pytest.raises(UserError, match=words):
+            read(tmp_path)

@@ -701,7 +701,7 @@ def test_unknown_names_answer_with_the_nearest():
 @pytest.mark.parametrize("name", table.names())
 def test_a_data_set_is_as_described_and_can_be_shown(name, request, own_cache):
     root = None
-    if name in fetch.SOURCES or name in ("pneumoniamnist", "emoji"):
+    if name in fetch.SOURCES or name in ("pneumoniamnist", "emoji", "tinyshakespeare", "wikitext2", "chorales"):
         root = request.getfixturevalue("data_root")
         if name == "fashion-mnist" and not (root / name).is_dir():
             pytest.skip("MORPHOGEN_DATA holds no Fashion-MNIST")
@@ -711,6 +711,15 @@ def test_a_data_set_is_as_described_and_can_be_shown(name, request, own_cache):
             pytest.skip("MORPHOGEN_DATA holds no emoji")
     about, parts = data.describe(name), data.open(name, root)
     assert about.name == name
+    if about.unit:  # texts and music
+        held = {part: list(parts.documents(part)) for part in ("train", "test")}
+        assert {p: sum(map(len, d)) if about.unit == "characters" else len(d) for p, d in held.items()} == about.counts
+        folder = data.table.folder_of(name, root) or Path(data.table.__file__).parent
+        assert {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in about.sha256} == about.sha256
+        sheet = np.asarray(data.show(name, root))
+        assert min(sheet.shape[:2]) > 100
+        assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 2
+        return
     assert {"train": len(parts.train), "test": len(parts.test)} == about.counts
     assert parts.space.shape == about.shape
     assert parts.space.classes == about.classes

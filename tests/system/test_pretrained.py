@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from morphogen.autoregressive.generate import Generated
 from morphogen.cli import main
+from morphogen.cli.pretrained import Shown
 from morphogen.interop import read, write
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.transformer import Design
@@ -39,6 +42,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(gpt2, tmp / "gpt2", end=end, tokenizer=tmp / "words")
     write(llama, tmp / "llama", end=end, tokenizer=tmp / "words")
     write(gpt2, tmp / "mute", end=end)
+    wide = CausalTransformer(  # a table with more rows than words, as is usual, whose last row is the likeliest
+        words.size + 40, (24,), **small, tied=True
+    )
+    with torch.no_grad():
+        wide.embed.weight[: words.size] = gpt2.embed.weight
+        wide.embed.weight[words.size :] = 50 * torch.randn(40, 16)
+    write(wide, tmp / "wide", end=end, tokenizer=tmp / "words")
+    write(wide, tmp / "outside", end=words.size + 3, tokenizer=tmp / "words")
     return tmp
 
 
@@ -71,6 +82,43 @@ def test_the_likeliest_text_is_transformers_own(world: Path, capsys: pytest.Capt
         assert tokenizer.decode(made[0].tolist()) == text
 
 
+@pytest.mark.parametrize("name", ["wide", "outside"])
+def test_rows_that_are_no_words_are_never_drawn(world: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sample", "--from", str(world / name), "--prompt", "the cat", "--length", "15", "--n", "8"]
+    assert main([*line, "--json"]) == 0
+    texts = json.loads(capsys.readouterr().out)["texts"]
+    assert all(t.startswith("the cat") for t in texts)
+    assert (len(set(texts)) > 4) == (name == "wide")  # the end, which no word says, is likely and stays
+
+
+class Words:
+    """Words of a fixed spelling, each a piece of bytes, which counts how many it was asked to spell."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces, self.spelled = pieces, 0
+
+    def decode(self, ids: list[int], *, specials: bool = False) -> str:
+        self.spelled += len(ids)
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
+
+
+def test_a_text_is_shown_as_it_comes_in_a_time_that_grows_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words: Any = Words(
+        [b"a", "é".encode()[:1], "é".encode()[1:], *("\U0001f680".encode()[i : i + 1] for i in range(4)), b""]
+    )
+    ids = [0, 1, 2, 7, 0, 3, 4, 5, 6, 0, 1, 2] * 80
+    shown, seen = Shown(words, ids[:3], end=99), ""
+    for n in range(4, len(ids) + 1):
+        shown.tell(Generated(torch.tensor([ids[:n]]), torch.tensor([n])))
+        seen += capsys.readouterr().out
+        whole = b"".join(words.pieces[i] for i in ids[:n])
+        assert whole.decode("utf-8", "ignore") == seen  # all that is whole, and nothing that is not
+    assert words.spelled < 20 * len(ids)
+    shown.tell(Generated(torch.tensor([[*ids, 99]]), torch.tensor([len(ids) + 1])))
+    shown.end(seen)
+    assert capsys.readouterr().out == "\n"
+
+
 def test_without_a_prompt_a_text_begins(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--from", str(world / "gpt2"), "--length", "99", "--top-k", "5", "--top-p", "0.9"]) == 0
     assert capsys.readouterr().out.strip()
@@ -91,6 +139,14 @@ def test_without_a_prompt_a_text_begins(world: Path, capsys: pytest.CaptureFixtu
         ("--from {}/gpt2 --temperatur 1", "did you mean '--temperature'"),
         ("--from {}/gpt2 --prompt " + "xyzq" * 9, "shorten it"),
         ("--from {}/gpt2 --prompt a --temperature -1", "temperature of -1"),
+        ("--from {}/gpt2 --prompt a --length 0", "--length 0 asks for nothing"),
+        ("--from {}/gpt2 --prompt a --device cuda:99", "is not on this machine"),
+        ("--from {}/gpt2 --prompt a --label cat --columns 3", "--label and --columns would change nothing"),
+        ("--from {}/gpt2 --prompt a --ema 0.9", "--ema would change nothing"),
+        ("--from {}/gpt2 --prompt a --checkpoint best", "--checkpoint would change nothing"),
+        ("--from {}/gpt2 --prompt a --film f.png --solvers heun --weak r", "--weak and --solvers and --film would"),
+        ("--from {}/gpt2 --prompt a --with f.py", "--with would change nothing"),
+        ("--from {}/gpt2 --prompt a --negative cat", "--negative would change nothing"),
     ],
 )
 def test_mistakes_are_sentences(world: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

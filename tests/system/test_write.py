@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,48 @@ def test_word_vectors_are_mapped(
     run, small = str(tmp_path / "run"), ["--epochs", "1", "--width", "4", "--least", "1", "--batch", "1"]
     words = ["word-vectors", "--data", str(tmp_path / "own.txt"), "--run", run, "--device", "cpu", *small]
     assert call("train", *words) == 0
+    told = capsys.readouterr().out
+    assert f"morphogen map {run}" in told
+    assert "morphogen evaluate" not in told
+    assert call("evaluate", run) == 2
+    assert f"`morphogen map {run}` draws them" in capsys.readouterr().err
     assert call("map", run, "--n", "-1") == 0
     assert "9 words in 4 dimensions" in capsys.readouterr().out  # eight of the text, and <unk>
     assert (tmp_path / "run" / "map.png").stat().st_size > 500
     assert call("map", run, "--n", "1") == 2
     assert "--n 300" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "content", "says"),
+    [
+        ("names-gpt", "a.txt", b"", "There is no text in"),
+        ("shakespeare-gpt", "a.txt", b"x", "There is no text in the train part"),
+        ("names-gpt", "a.txt", b"x\n", "There is no text in the train part"),
+        ("word-vectors", "a.txt", b"so few words", "--least 1"),
+        ("chorales-lstm", "a.mid", b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\4\0\xff\x2f\0", "There is no note in"),
+    ],
+)
+def test_too_little_is_told_before_a_run_is_begun(
+    recipe: str, name: str, content: bytes, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name.endswith("mid"):
+        pytest.importorskip("mido")
+    (tmp_path / name).write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+        assert call("train", recipe, "--data", str(tmp_path / name), "--run", str(tmp_path / "run")) == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_guidance_that_has_nothing_to_pull_to_says_what_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+        small = ["--steps", "1", "--width", "8", "--depth", "1", "--batch", "2", "--device", "cpu"]
+        assert call("train", "names-gpt", "--run", run, *small) == 0
+        assert call("sample", run, "--n", "1", "--guidance", "2") == 2
+    assert "--label" in capsys.readouterr().err

@@ -200,7 +200,10 @@ class Autoregressive(Model):
         one_for_each(n, cond, noise)
         guidable(guidance, self.drop)
         if guidance != 1 and not cond:
-            raise UserError("Guidance needs a condition to be guided by: pass cond, such as space.cond(n, label=3).")
+            raise UserError(
+                "Guidance needs a class to be guided to, and none is asked for: give one (--label NAME, or"
+                " cond=space.cond(n, label=3)), or leave the guidance at 1."
+            )
         if noise is None:
             noise = Noise.fresh(n, prompt.device)
         most = max(0, math.prod(self.shape) - prompt.shape[1]) if steps is None else steps

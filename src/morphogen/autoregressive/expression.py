@@ -4,11 +4,13 @@
     text
 
 Thompson 1968, "Regular expression search algorithm"; Rabin & Scott 1959 (sets of its states are the states of the
-automaton). Characters that no part of an expression tells apart are of one kind.
+automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII, and \\S
+and [^\\s] leave out every space that there is, so that nothing passes which another reader of expressions refuses.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,11 +18,16 @@ import numpy as np
 
 from ..errors import UserError
 
+MOST, WORK = 10_000, 5_000_000  # states that an automaton may have, and parts of them that are looked at for it
 _DIGITS = frozenset("0123456789")
 _WORD = _DIGITS | frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _SPACE = frozenset(" \t\n\r\f\v")
+_SPACES = _SPACE | frozenset("\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff") | {
+    chr(c) for c in range(0x2000, 0x200B)
+}  # fmt: skip
 _CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 class Chars(NamedTuple):
@@ -34,38 +41,120 @@ class Chars(NamedTuple):
         return (char in self.chars) != self.others
 
 
-class _Machine:
-    """Thompson's automaton: states with steps over characters and steps over nothing, built while parsing."""
+class Reader:
+    """What all that reads an expression shares: where it is, what a character of it stands for, how often it comes."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
+
+    def wrong(self, why: str) -> UserError:
+        """The error for what stands here."""
+        said = self.text if len(self.text) <= 60 else f"{self.text[:60]}…"
+        return UserError(f"The expression {said!r} is none that can be followed, at place {self.at}: {why}.")
+
+    def peek(self) -> str:
+        """The next character, "" at the end."""
+        return self.text[self.at] if self.at < len(self.text) else ""
+
+    def next(self) -> str:
+        """The next character, taken."""
+        char = self.peek()
+        if not char:
+            raise self.wrong("it stops too early")
+        self.at += 1
+        return char
+
+    def times(self) -> tuple[int, int | None]:
+        """How often what stands before here comes: at least, and at most if there is a most."""
+        char = self.peek()
+        if char in ("*", "+", "?"):
+            self.at += 1
+            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
+        if char != "{":
+            return 1, 1
+        close = self.text.find("}", self.at)
+        low, comma, high = self.text[self.at + 1 : close].partition(",")
+        if close < 0 or not _number(low) or (high and not _number(high)) or (high and int(high) < int(low)):
+            raise self.wrong("{m}, {m,} or {m,n} was expected, of numbers up to 99999")
+        self.at = close + 1
+        return int(low), int(high) if high else None if comma else int(low)
+
+    def chars(self, char: str) -> Chars:
+        """What a character, just taken, stands for with what belongs to it."""
+        if char in "*+?{":
+            raise self.wrong(f"nothing stands before {char!r} to repeat")
+        if char in "^$":
+            raise self.wrong(f"the whole text is matched, so {char!r} has no place")
+        return Chars(frozenset("\n"), True) if char == "." else self._class() if char == "[" else self._one(char)
+
+    def _one(self, char: str, out: bool = False) -> Chars:
+        """out: for what is left out."""
+        if char != "\\":
+            return Chars(frozenset(char))
+        char = self.next()
+        if char.lower() in _CLASSES:
+            chars = _SPACES if char == "S" or (char == "s" and out) else _CLASSES[char.lower()]
+            return Chars(chars, char.isupper())
+        if char in ("u", "x"):
+            digits = self.text[self.at : self.at + (4 if char == "u" else 2)]
+            if len(digits) != (4 if char == "u" else 2) or not _HEX.issuperset(digits):
+                raise self.wrong(f"\\{char} needs hexadecimal digits")
+            self.at += len(digits)
+            return Chars(frozenset(chr(int(digits, 16))))
+        if char.isalnum() and char not in _ESCAPES:
+            raise self.wrong(f"\\{char} is not known")
+        return Chars(frozenset(_ESCAPES.get(char, char)))
+
+    def _class(self) -> Chars:
+        others = self.peek() == "^"
+        self.at += others
+        found: set[str] = set()
+        first = True
+        while first or self.peek() != "]":
+            first = False
+            one = self._one(self.next(), others)
+            if one.others:
+                raise self.wrong("a class within a class may not be one of all others")
+            if self.peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", "") and len(one.chars) == 1:
+                self.at += 1
+                last = self._one(self.next(), others)
+                if last.others or len(last.chars) != 1 or min(last.chars) < min(one.chars):
+                    raise self.wrong("a range goes from one character to a later one")
+                found |= {chr(c) for c in range(ord(min(one.chars)), ord(min(last.chars)) + 1)}
+            else:
+                found |= one.chars
+        self.at += 1
+        return Chars(frozenset(found), others)
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5
+
+
+class _Machine(Reader):
+    """Thompson's automaton: states with steps over characters and steps over nothing, built while parsing."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
         self.over: list[list[tuple[Chars, int]]] = []
         self.free: list[list[int]] = []
-        self.start, self.end = self._either()
+        try:
+            self.start, self.end = self._either()
+        except RecursionError:
+            raise self.wrong("its groups are nested too deeply") from None
         if self.at < len(text):
-            raise self._wrong("')' closes nothing")
+            raise self.wrong("')' closes nothing")
 
     def _state(self) -> int:
+        if len(self.over) >= 2 * MOST:
+            raise self.wrong(f"it needs more than {2 * MOST:,} parts: repeat less of it")
         self.over.append([])
         self.free.append([])
         return len(self.over) - 1
 
-    def _wrong(self, why: str) -> UserError:
-        return UserError(f"The expression {self.text!r} is none that can be followed, at place {self.at}: {why}.")
-
-    def _peek(self) -> str:
-        return self.text[self.at] if self.at < len(self.text) else ""
-
-    def _next(self) -> str:
-        char = self._peek()
-        if not char:
-            raise self._wrong("it stops too early")
-        self.at += 1
-        return char
-
     def _either(self) -> tuple[int, int]:
         start, end = self._sequence()
-        while self._peek() == "|":
+        while self.peek() == "|":
             self.at += 1
             one, two = self._sequence()
             a, b = self._state(), self._state()
@@ -77,23 +166,25 @@ class _Machine:
 
     def _sequence(self) -> tuple[int, int]:
         start = end = self._state()
-        while self._peek() not in ("", "|", ")"):
+        while self.peek() not in ("", "|", ")"):
             before = self.at
             one, two = self._atom()
-            least, most = self._times()
+            least, most = self.times()
             after = self.at
+            stop: int | None = None  # where it goes on that may come no more
             for i in range(least if most is None else most):
                 if i:
                     self.at = before  # a copy: the atom is read again
                     one, two = self._atom()
                     self.at = after
+                if i >= least:
+                    stop = self._state() if stop is None else stop
+                    self.free[end].append(stop)
                 self.free[end].append(one)
-                if i >= least:  # it may stop here
-                    skip = self._state()
-                    self.free[end].append(skip)
-                    self.free[two].append(skip)
-                    two = skip
                 end = two
+            if stop is not None:
+                self.free[end].append(stop)
+                end = stop
             if most is None:  # and again, any number of times
                 self.at = before
                 one, two = self._atom()
@@ -105,77 +196,22 @@ class _Machine:
                 end = loop
         return start, end
 
-    def _times(self) -> tuple[int, int | None]:
-        char = self._peek()
-        if char in ("*", "+", "?"):
-            self.at += 1
-            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
-        if char != "{":
-            return 1, 1
-        close = self.text.find("}", self.at)
-        low, comma, high = self.text[self.at + 1 : close].partition(",")
-        if close < 0 or not low.isdecimal() or (high and not high.isdecimal()) or (high and int(high) < int(low)):
-            raise self._wrong("{m}, {m,} or {m,n} was expected")
-        self.at = close + 1
-        return int(low), int(high) if high else None if comma else int(low)
-
     def _atom(self) -> tuple[int, int]:
-        char = self._next()
+        char = self.next()
         if char == "(":
-            if self._peek() == "?":
+            if self.peek() == "?":
                 if not self.text.startswith("?:", self.at):
-                    raise self._wrong("only (?: groups are known")
+                    raise self.wrong("only (?: groups are known")
                 self.at += 2
             start, end = self._either()
-            if self._peek() != ")":
-                raise self._wrong("a '(' is not closed")
+            if self.peek() != ")":
+                raise self.wrong("a '(' is not closed")
             self.at += 1
             return start, end
-        if char in "*+?{":
-            raise self._wrong(f"nothing stands before {char!r} to repeat")
-        if char in "^$":
-            raise self._wrong(f"the whole text is matched, so {char!r} has no place")
-        chars = Chars(frozenset("\n"), True) if char == "." else self._class() if char == "[" else self._one(char)
+        chars = self.chars(char)
         start, end = self._state(), self._state()
         self.over[start].append((chars, end))
         return start, end
-
-    def _one(self, char: str) -> Chars:
-        if char != "\\":
-            return Chars(frozenset(char))
-        char = self._next()
-        if char.lower() in _CLASSES:
-            return Chars(_CLASSES[char.lower()], char.isupper())
-        if char in ("u", "x"):
-            digits = self.text[self.at : self.at + (4 if char == "u" else 2)]
-            self.at += len(digits)
-            try:
-                return Chars(frozenset(chr(int(digits, 16))))
-            except ValueError:
-                raise self._wrong(f"\\{char} needs hexadecimal digits") from None
-        if char.isalnum() and char not in _ESCAPES:
-            raise self._wrong(f"\\{char} is not known")
-        return Chars(frozenset(_ESCAPES.get(char, char)))
-
-    def _class(self) -> Chars:
-        others = self._peek() == "^"
-        self.at += others
-        found: set[str] = set()
-        first = True
-        while first or self._peek() != "]":
-            first = False
-            one = self._one(self._next())
-            if one.others:
-                raise self._wrong("a class within a class may not be one of all others")
-            if self._peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", "") and len(one.chars) == 1:
-                self.at += 1
-                last = self._one(self._next())
-                (low,), (high,) = one.chars, last.chars
-                found |= {chr(c) for c in range(ord(low), ord(high) + 1)}
-            else:
-                found |= one.chars
-        self.at += 1
-        return Chars(frozenset(found), others)
 
     def closure(self, states: Iterable[int]) -> frozenset[int]:
         """The states and all that are reached over nothing."""
@@ -197,16 +233,20 @@ class Automaton(NamedTuple):
 
 
 def automaton(expression: str, characters: Iterable[str]) -> Automaton:
-    """The deterministic automaton of an expression over these characters. Raises UserError for one it cannot read."""
+    """The deterministic automaton of an expression over these characters.
+
+    Raises UserError for one that it cannot read, and for one that needs more than MOST states.
+    """
     machine = _Machine(expression)
     sets = list({chars for over in machine.over for chars, _ in over})
     signature: dict[tuple[bool, ...], int] = {}
     kinds = {c: signature.setdefault(tuple(s.has(c) for s in sets), len(signature)) for c in sorted(set(characters))}
     member = {kind: dict(zip(sets, key, strict=True)) for key, kind in signature.items()}
     states = {machine.closure([machine.start]): 0}
-    todo, rows = list(states), []
+    todo, rows, work = deque(states), [], 0
     while todo:
-        state = todo.pop(0)
+        state = todo.popleft()
+        work += len(state) * len(signature)
         row = []
         for kind in range(len(signature)):
             to = {t for s in state for chars, t in machine.over[s] if member[kind][chars]}
@@ -217,10 +257,12 @@ def automaton(expression: str, characters: Iterable[str]) -> Automaton:
             if reached not in states:
                 states[reached] = len(states)
                 todo.append(reached)
+                if len(states) > MOST or work > WORK:
+                    raise machine.wrong(f"its automaton has more than {MOST:,} states: repeat less of it")
             row.append(states[reached])
         rows.append([*row, -1])
     dead = len(states)
-    after = np.array([*rows, [-1] * (len(signature) + 1)], dtype=np.int64)
+    after = np.array([*rows, [-1] * (len(signature) + 1)], dtype=np.int32)
     after[after < 0] = dead
     accepts = np.array([machine.end in state for state in states] + [False])
     return Automaton(after, accepts, kinds)

@@ -245,16 +245,14 @@ def generate(
     hear: Callable[[Generated], None] | None = None,
 ) -> Generated:
     """All that `stream` comes to. hear: is told what there is after each symbol."""
-    tokens, own, _ = started(prompt, lengths, steps, begin, codes, end)
-    last = Generated(tokens, own)
-    for _, _, so_far in stream(
+    last: Generated | None = None
+    for _, _, last in stream(
         net, prompt, lengths, cond, steps=steps, choose=choose, codes=codes, rules=rules, end=end, begin=begin,
         chunk=chunk, guidance=guidance,
     ):  # fmt: skip
-        last = so_far
         if hear is not None:
             hear(last)
-    return last
+    return Generated(*started(prompt, lengths, steps, begin, codes, end)[:2]) if last is None else last
 
 
 def both(cond: Cond, n: int, device: torch.device) -> Cond:

@@ -16,9 +16,9 @@ def list_(context: Context) -> None:
     rows = [("name", "train", "test", "shape", "classes", "what it is")]
     for name in table.names():
         about = table.describe(name)
-        shape = "x".join(map(str, about.shape))
+        shape = "x".join(map(str, about.shape)) or about.unit
         counts = [f"{about.counts[part]:,}" for part in ("train", "test")]
-        rows.append((name, counts[0], counts[1], shape, str(len(about.classes)), about.summary))
+        rows.append((name, counts[0], counts[1], shape, str(len(about.classes) or "–"), about.summary))
         if context.tell.machine:
             context.tell.answer("data", about._asdict(), "")
     if not context.tell.machine:
@@ -40,7 +40,8 @@ def show(
         sheet = table.show(name, columns=columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-    counts = ", ".join(f"{n:,} to {'train on' if part == 'train' else part}" for part, n in about.counts.items())
+    of = f" {about.unit}" if about.unit else ""
+    counts = ", ".join(f"{n:,}{of} to {'train on' if part == 'train' else part}" for part, n in about.counts.items())
     text = (
         f"{name}: {about.summary}; {counts}\n  source   {about.citation}\n  licence  {about.licence}\n  sheet    {path}"
     )

@@ -21,6 +21,7 @@ from ..seen import Seen, seen_items
 from . import recipe as recipes
 from .context import Context, data_root
 from .judge import JUDGES, checked_judge, judge_of, learned
+from .map import of_words
 from .play import agent_page, home, is_agent, manner, over_seeds, played
 from .sample import knows_labels, load_run, options_of, plain_options
 from .tell import columns, measured
@@ -177,6 +178,11 @@ def measure_run(
     test = run.data.test
     if test is None:
         raise UserError(f"The run {str(run.path)!r} has no held-out data: give its recipe Data(train, test=…).")
+    if of_words(run.page):
+        raise UserError(
+            f"The run {str(run.path)!r} is of word vectors, which have no loss on held-out text: `morphogen map"
+            f" {run.path}` draws them, and Vectors(words, model.inner) answers similarities and analogies in Python."
+        )
     if can(run.model, Judge):
         measures |= _read_well(run, test)
     if isinstance(run.model, Writes) and run.model.codes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,7 +53,7 @@ def map_(
     from ..experiment import read_spec
     from ..latent.vectors import Vectors
 
-    if str(read_spec(run)["experiment"]["args"]["model"].get("class", "")).startswith("morphogen.language."):
+    if of_words(read_spec(run)):
         words = load_run(context, run, checkpoint, device, recipes.load_files(with_), ema)
         _words(context, words, way, n, seed, path)
         return
@@ -76,6 +77,11 @@ def map_(
     text = f"{len(z)} held-out items in {z.shape[1]} dimensions (step {loaded.step}), {said}: {path}"
     fields = {"way": way, "n": len(z), "dimensions": z.shape[1], "how": said, "seed": seed, "step": loaded.step}
     context.tell.answer("mapped", {**fields, "ema": loaded.average, "files": [str(path)]}, text)
+
+
+def of_words(page: Mapping[str, Any]) -> bool:
+    """Whether a run, by its spec.json, is of word vectors."""
+    return str(page["experiment"]["args"]["model"].get("class", "")).startswith("morphogen.language.")
 
 
 def _words(context: Context, run: Run, way: str, n: int, seed: int, path: Path) -> None:

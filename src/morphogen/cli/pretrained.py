@@ -30,6 +30,7 @@ def sample(
 
     from ..autoregressive import Autoregressive, decode
     from ..core import Noise
+    from ..device import choose_device
     from ..interop import read
     from ..language.subwords import Subwords
     from ..spec import Asset
@@ -37,7 +38,8 @@ def sample(
     if out is not None and out.suffix != ".txt":
         raise UserError(f"--out {out} is no text: name a FILE.txt.")
     options = context.options(own_flags()[1], "a language model")
-    model = read(folder, device=device or "cpu")
+    where = choose_device(device)
+    model = read(folder, device=where)
     if model.tokenizer is None:
         raise UserError(
             f"{str(folder)!r} holds no tokenizer.json, so its text cannot be read: save the tokenizer there too."
@@ -63,19 +65,26 @@ def sample(
     )
     if len(model.ends) > 1:
         rules.insert(0, lambda logits, seen: decode.merged(logits, model.ends))
+    if words.size < model.net.codes:  # a table with more rows than there are words: those are no symbols
+        none = torch.arange(model.net.codes, device=where) >= words.size
+        none[list(model.ends)] = False
+        rules.insert(0, lambda logits, seen: logits.masked_fill(none, -torch.inf))
     law = Autoregressive(model.net, (model.net.length,), model.net.codes, end=model.end)
-    rows = torch.from_numpy(ids).long().to(device or "cpu").expand(n, -1)
+    rows = torch.from_numpy(ids).long().to(where).expand(n, -1)
     live = n == 1 and out is None and not context.tell.machine
-    shown = Shown(words)
+    shown = Shown(words, ids.tolist(), model.end)
     drawn = law.generate(
         rows,
         steps=min(length, room),
         rules=rules,
-        noise=Noise.seeded(seed, n, device=device or "cpu"),
+        noise=Noise.seeded(seed, n, device=where),
         begin=begin,
         hear=shown.tell if live else None,
     )
-    texts = [words.decode(row[:k].cpu().numpy()) for row, k in zip(drawn.tokens, drawn.lengths.tolist(), strict=True)]
+    texts = []
+    for row, k in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True):
+        ended = k > len(ids) and row[k - 1] == model.end
+        texts.append(words.decode(row[: k - ended]))
     if live:
         shown.end(texts[0])
         return
@@ -88,20 +97,35 @@ def sample(
 
 
 class Shown:
-    """A text that appears as it is drawn, whole characters at a time."""
+    """A text that appears as it is drawn, whole characters at a time; each symbol is read once, and the new text is
+    what the last few symbols say more than those of them that were shown.
 
-    def __init__(self, words: Vocabulary) -> None:
-        self.words, self.said = words, ""
+    ids: of the prompt. end: the symbol that ends a text, which says nothing.
+    """
+
+    def __init__(self, words: Vocabulary, ids: list[int], end: int | None) -> None:
+        self.words, self.ids, self.end_ = words, list(ids), end
+        self.since, self.upto = 0, 0  # the symbols that are read again, and up to where they were shown
+        self.said: list[str] = []
 
     def tell(self, drawn: Generated) -> None:
         """What is new of the first row."""
-        text = self.words.decode(drawn.tokens[0, : int(drawn.lengths[0])].cpu().numpy())
-        if text.startswith(self.said) and not text.endswith("\ufffd"):
-            sys.stdout.write(text[len(self.said) :])
-            sys.stdout.flush()
-            self.said = text
+        symbol = int(drawn.tokens[0, len(self.ids)])
+        if symbol == self.end_:
+            return
+        self.ids.append(symbol)
+        before = self.words.decode(self.ids[self.since : self.upto])
+        text = self.words.decode(self.ids[self.since :])
+        if len(text) > len(before) and not text.endswith("\ufffd"):  # which may be half a character
+            self._write(text[len(before) :])
+            self.since, self.upto = self.upto, len(self.ids)
 
     def end(self, text: str) -> None:
         """The rest."""
-        sys.stdout.write(text[len(self.said) :] + "\n" if text.startswith(self.said) else "\n" + text + "\n")
+        said = "".join(self.said)
+        self._write(text[len(said) :] + "\n" if text.startswith(said) else f"\n{text}\n")
+
+    def _write(self, text: str) -> None:
+        self.said.append(text)
+        sys.stdout.write(text)
         sys.stdout.flush()

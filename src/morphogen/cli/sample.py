@@ -100,9 +100,27 @@ def sample(
 
     if n is not None and n < 1:
         raise UserError(f"--n {n} asks for nothing: take 1 or more.")
+    if length is not None and length < 1:
+        raise UserError(f"--length {length} asks for nothing: take 1 or more.")
     if from_ is not None:
         if run is not None:
             raise UserError(f"--from {from_} and the run {str(run)!r} exclude each other: give one of them.")
+        of_runs: dict[str, object] = {
+            "--label": label,
+            "--negative": negative,
+            "--weak": weak,
+            "--solvers": solvers,
+            "--film": film,
+            "--columns": columns,
+            "--checkpoint": checkpoint != "newest",
+            "--ema": ema,
+            "--with": with_,
+        }
+        if idle := [flag for flag, value in of_runs.items() if value]:
+            raise UserError(
+                f"{' and '.join(idle)} would change nothing of a model of transformers, but of a run: leave"
+                f" {'them' if len(idle) > 1 else 'it'} out, or give RUN instead of --from."
+            )
         pretrained.sample(
             context,
             from_,
@@ -116,8 +134,6 @@ def sample(
         return
     if run is None:
         raise UserError(f"RUN is missing: put it first, as in `{context.command} RUN …`.")
-    if length is not None and length < 1:
-        raise UserError(f"--length {length} asks for nothing: take 1 or more.")
     if columns is not None and columns < 1:
         raise UserError(f"--columns {columns} shows nothing: take 1 or more.")
     path = out or run / f"drawn-{seed}.png"

@@ -16,6 +16,7 @@ from ..errors import UserError, unknown
 from . import recipe as recipes
 from .context import Context, data_root
 from .flags import Flag, plain, restored, summary
+from .map import of_words
 from .play import is_agent
 from .recipe import Recipe
 from .tell import Silent
@@ -298,6 +299,8 @@ def next_commands(run: Run, files: list[Path]) -> list[str]:
     tail = (" --with " + shlex.join(map(str, files))) if files else ""
     path = shlex.quote(str(run.path))
     following = ["morphogen runs"] if run.data.test is None else [f"morphogen evaluate {path}{tail}"]
+    if of_words(run.page):
+        return [f"morphogen map {path}{tail}"]
     if is_agent(run):
         return [f"morphogen play {path} --film play.gif{tail}", f"morphogen evaluate {path}{tail}"]
     if isinstance(run.model, Translates):

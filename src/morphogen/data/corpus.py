@@ -35,7 +35,7 @@ from .items import part_named
 from .roots import cache, keep
 from .source import Buckets, Shuffled
 
-_VERSION = 1  # of what the files hold
+_VERSION = 2  # of what the files hold, and of how texts are read
 _making = threading.RLock()
 
 
@@ -109,7 +109,8 @@ class Corpus(Remembers):
                     starts.append(starts[-1] + len(ids))
             if starts[-1] == 0:
                 raise UserError(
-                    f"There is no text in the {self.part} part: give more text, or hold out another share of it."
+                    f"There is nothing in the {self.part} part of these texts: give more of them, or folders train/ and"
+                    " test/."
                 )
 
         shutil.rmtree(folder, ignore_errors=True)  # what a kill or a damaged disk has left

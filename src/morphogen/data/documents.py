@@ -12,7 +12,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import time
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -23,8 +27,9 @@ from ..spec import Remembers
 from .items import part_named
 from .roots import find
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".txt.gz", ".jsonl.gz")
 _TEST = ("test", "val", "valid", "validation")
+_SETTLED = 2.0  # seconds: a file that was written before then has another time if it is written again
+_hashes: dict[tuple[str, int, int, int], bytes] = {}
 
 
 @runtime_checkable
@@ -40,66 +45,149 @@ class Texts(Protocol):
         ...
 
 
-class TextFiles(Remembers):
-    """The user's own texts, in UTF-8. path: a file, or a folder of .txt, .md and .jsonl files (also .gz), at any depth.
+def content(file: Path) -> bytes:
+    """The SHA-256 of a file's content; it is read once, until its size or its time is another."""
+    about = os.stat(file)
+    key = (str(file.absolute()), about.st_ino, about.st_size, about.st_mtime_ns)
+    if key not in _hashes:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").digest()
+        if not 0 <= time.time() - about.st_mtime < _SETTLED:
+            _hashes[key] = found
+        return found
+    return _hashes[key]
 
-    between: what parts the documents of a file; None takes a file as one. held_out: the share of the test part.
-    sha256: of the names and contents, made when this is made. Raises UserError where there is no text, and, on first
-    use, where the files are no longer those of `sha256`.
+
+class Files(Remembers):
+    """Base of the user's own files, one or a folder of them at any depth, as documents in two parts.
+
+    A subclass says which files they are, how one is read, and where a single document is cut. held_out: the share of
+    the test part. sha256: of the names and contents, and of how they are read, made when this is made.
+    Raises UserError where there are no such files or nothing is in them or in a part, and, on first use, where they are
+    no longer those of `sha256`.
     """
 
     pins = ("sha256",)
+    suffixes: ClassVar[tuple[str, ...]]  # in lower case, however the file's name is written
+    kind: ClassVar[str]  # what a folder of them is searched for
+    held: ClassVar[str]  # what a document holds
+    advice: ClassVar[str]
 
-    def __init__(
-        self, path: str | Path, *, between: str | None = None, held_out: float = 0.1, sha256: str = ""
-    ) -> None:
-        if between == "" or not 0 <= held_out < 1:
-            raise UserError(f"TextFiles has between={between!r}, held_out={held_out}: give a separator, and 0 to 1.")
-        self.path, self.between, self.held_out = Path(path).expanduser(), between, held_out
+    def __init__(self, path: str | Path, held_out: float, sha256: str) -> None:
+        self.path, self.held_out = Path(path).expanduser(), held_out
         self.sha256 = sha256 or self.mark()
+        if not sha256:
+            self._check()
+
+    @abstractmethod
+    def read(self, file: Path) -> Iterator[str]:
+        """The documents of a file, none of them empty."""
+
+    @abstractmethod
+    def how(self) -> list[Any]:
+        """What decides, beside the files, which documents there are, for the hash."""
+
+    def cut(self, document: str) -> int:
+        """Where in a single document what is held out begins."""
+        return int((1 - self.held_out) * len(document))
 
     def mark(self) -> str:
         """SHA-256 of the names and contents of the files, and of how they are cut into documents and parts."""
-        h = hashlib.sha256(json.dumps([self.between, self.held_out]).encode())
+        h = hashlib.sha256(json.dumps(self.how()).encode())
         for file in self._files():
-            h.update(f"{file.relative_to(self.path) if file != self.path else ''} ".encode())
-            with file.open("rb") as opened:
-                h.update(hashlib.file_digest(opened, "sha256").digest())
+            h.update(f"{file.relative_to(self.path) if file != self.path else ''} ".encode() + content(file))
         return h.hexdigest()
 
     def documents(self, part: str) -> Iterator[str]:
         """The documents of a part."""
         part_named(part)
         if self.mark() != self.sha256:
-            raise UserError(f"The texts in {str(self.path)!r} have changed since the run was made: begin another run.")
+            raise UserError(f"The files in {str(self.path)!r} have changed since the run was made: begin another run.")
         found = self._files()
-        tops = {f.relative_to(self.path).parts[0] for f in found} if self.path.is_dir() else set()
-        if "train" in tops and tops & set(_TEST) and tops <= {"train", *_TEST}:
+        if folders := self._folders(found):
             there = ["train"] if part == "train" else _TEST
-            for file in found:
-                if file.relative_to(self.path).parts[0] in there:
-                    yield from _documents(file, self.between)
+            for file, folder in zip(found, folders, strict=True):
+                if folder in there:
+                    yield from self.read(file)
             return
-        every = (d for file in found for d in _documents(file, self.between))
-        yield from parted(every, part, self.held_out)
+        yield from parted((d for file in found for d in self.read(file)), part, self.held_out, self.cut)
+
+    def _folders(self, found: Sequence[Path]) -> list[str]:
+        """The folder of its part that each file is in; nothing where folders say nothing of parts."""
+        if self.path.is_file():
+            return []
+        tops = [f.relative_to(self.path).parts[0] for f in found]
+        return tops if "train" in tops and set(tops) & set(_TEST) and set(tops) <= {"train", *_TEST} else []
+
+    def _check(self) -> None:
+        """Raise UserError where there is nothing in the files, or in a part that is wanted."""
+        found = self._files()
+        if not any(True for file in found for _ in islice(self.read(file), 1)):
+            raise UserError(f"There is no {self.held} in {str(self.path)!r}: give {self.advice} that holds some.")
+        for part in ("train", "test") if self.held_out or self._folders(found) else ("train",):
+            if next(self.documents(part), None) is None:
+                raise UserError(
+                    f"There is no {self.held} in the {part} part of {str(self.path)!r}: give more of it, or folders"
+                    " train/ and test/."
+                )
 
     def _files(self) -> list[Path]:
         if self.path.is_file():
             return [self.path]
         if not self.path.exists():
-            raise UserError(f"There is no file or folder {str(self.path)!r}: give the path of your texts.")
-        found = sorted(f for f in self.path.rglob("*") if f.is_file() and f.name.lower().endswith(SUFFIXES))
+            raise UserError(f"There is no file or folder {str(self.path)!r}: give the path of your {self.kind}.")
+        found = sorted(f for f in self.path.rglob("*") if f.name.lower().endswith(self.suffixes) and f.is_file())
         if not found:
-            raise UserError(f"There is no text in {str(self.path)!r}: put .txt, .md or .jsonl files there.")
+            raise UserError(f"There is no {self.kind} in {str(self.path)!r}: give {self.advice}, or a folder of such.")
         return found
 
 
-def parted(documents: Iterator[str], part: str, held_out: float) -> Iterator[str]:
-    """The documents of a part: of one its beginning or end, of several those that are drawn."""
+class TextFiles(Files):
+    """The user's own texts, in UTF-8. path: a file, or a folder of .txt, .md and .jsonl files (also .gz), at any depth.
+
+    between: what parts the documents of a file; None takes a file as one. held_out: the share of the test part. exact:
+    take what stands in the files as it is, which tokens of bytes then give back byte by byte; otherwise every end of a
+    line (CRLF, CR) is read as "\\n", and a mark of the byte order at the beginning is no part of the text.
+    sha256: of the names and contents, made when this is made. Raises UserError where there is no text, in the whole or
+    in a part, and, on first use, where the files are no longer those of `sha256`.
+    """
+
+    suffixes = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz")
+    kind, held, advice = "text", "text", "a .txt, .md or .jsonl file in UTF-8"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        between: str | None = None,
+        held_out: float = 0.1,
+        exact: bool = False,
+        sha256: str = "",
+    ) -> None:
+        if between == "" or not 0 <= held_out < 1:
+            raise UserError(f"TextFiles has between={between!r}, held_out={held_out}: give a separator, and 0 to 1.")
+        self.between, self.exact = between, exact
+        super().__init__(path, held_out, sha256)
+
+    def how(self) -> list[Any]:
+        """The separator and the share, and whether line ends are kept."""
+        return [self.between, self.held_out, *(["exact"] if self.exact else [])]
+
+    def read(self, file: Path) -> Iterator[str]:
+        """The documents of a file."""
+        return _documents(file, self.between, self.exact)
+
+
+def parted(
+    documents: Iterator[str], part: str, held_out: float, cut: Callable[[str], int] | None = None
+) -> Iterator[str]:
+    """The documents of a part: of one its beginning or end, of several those that are drawn. cut: where that one's end
+    begins, by default by characters.
+    """
     first = list(islice(documents, 2))
     if len(first) == 1:
-        cut = int((1 - held_out) * len(first[0]))
-        piece = first[0][:cut] if part == "train" else first[0][cut:]
+        at = int((1 - held_out) * len(first[0])) if cut is None else cut(first[0])
+        piece = first[0][:at] if part == "train" else first[0][at:]
         if piece:
             yield piece
         return
@@ -115,24 +203,24 @@ def _drawn(document: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _documents(file: Path, between: str | None) -> Iterator[str]:
+def _documents(file: Path, between: str | None, exact: bool = False) -> Iterator[str]:
+    """The documents of a text file; see `TextFiles`."""
+    name = file.name.lower()
+    form: dict[str, Any] = {"encoding": "utf-8" if exact else "utf-8-sig", "newline": "" if exact else None}
     try:
-        with (
-            gzip.open(file, "rt", encoding="utf-8", newline="")
-            if file.name.endswith(".gz")
-            else file.open(encoding="utf-8", newline="") as opened
-        ):
-            if ".jsonl" in file.suffixes:
+        with gzip.open(file, "rt", **form) if name.endswith(".gz") else file.open(**form) as opened:
+            if name.removesuffix(".gz").endswith(".jsonl"):
                 for i, line in enumerate(opened):
                     if line.strip():
-                        yield from filter(None, [_field(line, file, i)])
+                        text = _field(line, file, i)
+                        yield from filter(None, [text if exact else text.replace("\r\n", "\n").replace("\r", "\n")])
                 return
             text = opened.read()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{str(file)!r} is no text in UTF-8 (byte {error.start}): convert it, or leave it out."
         ) from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{str(file)!r} is cut short or damaged ({error}): compress it again.") from None
     yield from (d for d in ([text] if between is None else text.split(between)) if d)
 
@@ -193,7 +281,7 @@ class Collection(Remembers):
     def documents(self, part: str) -> Iterator[str]:
         """The documents of a part."""
         known, (_, folder) = _KNOWN[self.name], self.where()
-        every = (d for f in known.parts[part_named(part)] for d in _documents(folder / f, known.between))
+        every = (d for f in known.parts[part_named(part)] for d in _documents(folder / f, known.between, exact=True))
         whole = known.parts["train"] != known.parts["test"]
         yield from every if whole else parted(every, part, known.held_out)
 
@@ -201,7 +289,7 @@ class Collection(Remembers):
         """SHA-256 of the files' contents."""
         (_, folder), h = self.where(), hashlib.sha256(self.name.encode())
         for name in sorted({f for names in _KNOWN[self.name].parts.values() for f in names}):
-            h.update(hashlib.sha256((folder / name).read_bytes()).digest())
+            h.update(content(folder / name))
         return h.hexdigest()
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ..errors import UserError, unknown
 from .roots import cache
-from .table import describe, names
+from .table import describe, folder_of, names
 
 _PIECE, _PATIENCE = 1 << 18, 30.0  # bytes read at once; seconds without any
 
@@ -74,8 +74,10 @@ def sources(name: str) -> tuple[Remote, ...]:
             f"The data set {name!r} is not fetched from here: get {name}.npz from medmnist.com, and put it where"
             " MORPHOGEN_DATA says."
         )
-    if name in names():
+    if name in names() and folder_of(name) is None:
         raise UserError(f"The data set {name!r} needs no files: it comes with this package.")
+    if name in names():
+        raise UserError(f"The data set {name!r} is not fetched from here; it is in {str(folder_of(name))!r} already.")
     raise unknown("data set to fetch", name, SOURCES)
 
 

@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..core import END
 from ..errors import UserError
 from ..spec import Remembers
-from .documents import parted
+from .documents import Files, content
 from .items import part_named
 from .midi import Frame, read_midi, write_midi
 from .roots import find
 from .space import Picture, grid
 from .text import Text
 
-END = "<|end|>"
 _PITCHES, _STEP = 128, 128  # tokens 0 .. 127 are notes
 
 
@@ -128,51 +128,39 @@ class Chorales(Remembers):
 
     def mark(self) -> str:
         """SHA-256 of the file, and which part is held out."""
-        content = (self.where()[1] / self._name()).read_bytes()
-        return hashlib.sha256(hashlib.sha256(content).digest() + self.held_out.encode()).hexdigest()
+        return hashlib.sha256(content(self.where()[1] / self._name()) + self.held_out.encode()).hexdigest()
 
 
-class MidiFiles(Remembers):
-    """The user's own MIDI files as `Texts` for `Notes`: a file, or a folder of them, at any depth.
+class MidiFiles(Files):
+    """The user's own MIDI files as `Texts` for `Notes`: a file, or a folder of them, at any depth, in parts as texts
+    are (folders train/ and test/, or so many that are drawn); of a single piece the end is held out, by whole steps.
 
     steps: of a beat. held_out: the share of the test part. sha256: of names and contents, made when this is made.
+    Raises UserError where there is no note, in the whole or in a part, and where the files are no longer those.
     """
 
-    pins = ("sha256",)
+    suffixes = (".mid", ".midi")
+    kind, held, advice = "MIDI file", "note", "a .mid file"
 
     def __init__(self, path: str | Path, *, steps: int = 4, held_out: float = 0.1, sha256: str = "") -> None:
         if steps < 1 or not 0 <= held_out < 1:
             raise UserError(f"MidiFiles has steps={steps}, held_out={held_out}: give 1 or more, and 0 to 1.")
-        self.path, self.steps, self.held_out = Path(path).expanduser(), steps, held_out
-        self.sha256 = sha256 or self.mark()
+        self.steps = steps
+        super().__init__(path, held_out, sha256)
 
-    def mark(self) -> str:
-        """SHA-256 of the names and contents of the files, and of how they are read."""
-        h = hashlib.sha256(json.dumps([self.steps, self.held_out]).encode())
-        for file in self._files():
-            h.update(f"{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
-        return h.hexdigest()
+    def how(self) -> list[Any]:
+        """The steps of a beat, and the share."""
+        return [self.steps, self.held_out]
 
-    def documents(self, part: str) -> Iterator[str]:
-        """The pieces of a part, as text."""
-        part_named(part)
-        if self.mark() != self.sha256:
-            raise UserError(f"The music in {str(self.path)!r} has changed since the run was made: begin another run.")
-        every = (written(read_midi(file, steps=self.steps)) for file in self._files())
-        if self.path.is_file():  # of one piece the end is held out, by whole steps
-            lines = next(every).splitlines(keepends=True)
-            cut = round((1 - self.held_out) * len(lines))
-            yield from filter(None, ["".join(lines[:cut] if part == "train" else lines[cut:])])
-            return
-        yield from parted((d for d in every if d.strip()), part, self.held_out)
+    def read(self, file: Path) -> Iterator[str]:
+        """The piece of a file, as text, where it has a note."""
+        piece = written(read_midi(file, steps=self.steps))
+        yield from [piece] if piece.strip() else []
 
-    def _files(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
-        found = sorted(f for f in self.path.rglob("*") if f.suffix.lower() in (".mid", ".midi") and f.is_file())
-        if not found:
-            raise UserError(f"There is no MIDI file in {str(self.path)!r}: give a .mid file, or a folder of them.")
-        return found
+    def cut(self, document: str) -> int:
+        """Where the last steps begin."""
+        lines = document.splitlines(keepends=True)
+        return sum(map(len, lines[: round((1 - self.held_out) * len(lines))]))
 
 
 # ---- the space -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ class Parts(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a data set is. counts: items of each part. shape: of one x. sha256: of the files, or of the parts."""
+    """What a data set is. counts: items of each part. shape: of one x. sha256: of the files, or of the parts. unit: of
+    texts and music, which have no shape before they are tokens, what is counted.
+    """
 
     name: str
     summary: str
@@ -38,6 +40,7 @@ class About(NamedTuple):
     licence: str
     citation: str
     sha256: dict[str, str]
+    unit: str = ""
 
 
 class _Entry(NamedTuple):
@@ -56,7 +59,10 @@ def describe(name: str) -> About:
 
 
 def open(name: str, root: Root = None) -> Any:
-    """The `Parts` of a data set; files are read on first use. root: the only folder to look for them in."""
+    """The `Parts` of a data set, or the `Texts` of a collection; files are read on first use.
+
+    root: the only folder to look for them in.
+    """
     return _entry(name).open(root)
 
 
@@ -64,9 +70,10 @@ def folder_of(name: str, root: Root = None) -> Path | None:
     """The folder of the data set's files; None where it needs none. Raises UserError where they are not found."""
     from .roots import InFiles
 
-    parts = open(name, root)
-    found = [items.where()[1] for items in (parts.train, parts.test) if isinstance(items, InFiles)]
-    return found[0] if found else None
+    opened = open(name, root)
+    held = (opened,) if isinstance(opened, InFiles) else (opened.train, opened.test)
+    found = [items.where()[1] for items in held if isinstance(items, InFiles)]
+    return found[0] if found and found[0] != Path(__file__).parent else None
 
 
 def _entry(name: str) -> _Entry:
@@ -76,14 +83,19 @@ def _entry(name: str) -> _Entry:
 
 
 def show(name: str, root: Root = None, columns: int = 12) -> Any:
-    """A sheet (PIL.Image.Image) of what was read: pictures by class, a row each; or points beside their density."""
+    """A sheet (PIL.Image.Image) of what was read: pictures by class, a row each; points beside their density; the
+    beginning of texts; or music as piano rolls.
+    """
     import torch
 
+    from .documents import Texts
     from .space import Pictures, Points, grid
 
     if columns < 1:
         raise UserError(f"A sheet of {columns} columns shows nothing: take 1 or more.")
     parts = open(name, root)
+    if isinstance(parts, Texts):
+        return _beginning(parts)
     if isinstance(parts.space, Points):
         drawn = parts.train.take(torch.arange(len(parts.train)))["x"]
         exact = parts.density.log_prob(parts.space.nodes(384))
@@ -97,6 +109,26 @@ def show(name: str, root: Root = None, columns: int = 12) -> Any:
     chosen = [int(i) for k in range(len(parts.space.classes)) for i in (label == k).nonzero()[:columns, 0]]
     captions = [parts.space.classes[k] for k in label[chosen]]
     return parts.space.show(batch["x"][chosen], columns, captions)
+
+
+def _beginning(texts: Any) -> Any:
+    """A sheet of the first texts, or of the first pieces of music."""
+    from itertools import islice
+
+    import torch
+
+    from .music import Chorales, Music, Notes
+    from .text import sheet
+
+    if isinstance(texts, Chorales):
+        pieces = [torch.from_numpy(Notes().encode(piece)).long() for piece in islice(texts.documents("train"), 4)]
+        end = Notes().special(Notes.specials[0])
+        rolls = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=end)
+        return Music(rolls.shape[1]).show(rolls)
+    found = list(islice(texts.documents("train"), 96))
+    if len(found) == 1:  # one long text: its first pages
+        found = [found[0][i : i + 400] for i in range(0, min(len(found[0]), 2400), 400)]
+    return sheet(found)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -136,6 +168,21 @@ def _emoji(root: Root) -> Parts:
     from .emoji import Emoji, space
 
     return Parts(Emoji("train", root=root), Emoji("test", root=root), space())
+
+
+def _collection(name: str) -> Callable[[Root], Any]:
+    def opened(root: Root) -> Any:
+        from .documents import Collection
+
+        return Collection(name, root=root)
+
+    return opened
+
+
+def _chorales(root: Root) -> Any:
+    from .music import Chorales
+
+    return Chorales(root=root)
 
 
 def _density(make: Callable[[Any], Any]) -> Callable[[Root], Parts]:
@@ -250,6 +297,65 @@ _ENTRIES = (
             {},
         ),
         _emoji,
+    ),
+    _Entry(
+        About(
+            "tinyshakespeare",
+            "scenes of Shakespeare as one text of 65 characters, its end held out",
+            {"train": 1_003_854, "test": 111_540},
+            (),
+            (),
+            "public domain",
+            "Karpathy 2015, The unreasonable effectiveness of recurrent neural networks",
+            {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+            "characters",
+        ),
+        _collection("tinyshakespeare"),
+    ),
+    _Entry(
+        About(
+            "names",
+            "first names in lower case, a to z",
+            {"train": 28_898, "test": 3135},
+            (),
+            (),
+            "MIT; the Social Security Administration's names are in the public domain",
+            "Karpathy 2022, makemore",
+            {"names.txt": "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"},
+            "names",
+        ),
+        _collection("names"),
+    ),
+    _Entry(
+        About(
+            "wikitext2",
+            "articles of Wikipedia as words with <unk>: the valid part to train on, and the test part",
+            {"train": 1_120_192, "test": 1_255_018},
+            (),
+            (),
+            "CC BY-SA 3.0",
+            "Merity, Xiong, Bradbury and Socher 2016, arXiv:1609.07843",
+            {
+                "valid.txt": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+                "test.txt": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+            },
+            "characters",
+        ),
+        _collection("wikitext2"),
+    ),
+    _Entry(
+        About(
+            "chorales",
+            "chorales of J. S. Bach, four voices in steps of a quarter, as MIDI numbers",
+            {"train": 229, "test": 77},
+            (),
+            (),
+            "Bach is in the public domain; of the compilation none stated",
+            "Boulanger-Lewandowski, Bengio and Vincent 2012, arXiv:1206.6392",
+            {"jsb-chorales-quarter.json": "2db9329f1881a1d3f49703ec556bf1d6f84b4f6c1d702c156536e93cf31e1c91"},
+            "pieces",
+        ),
+        _chorales,
     ),
     _known("8-gaussians", "eight Gaussians on a circle", 8, lambda d: d.eight_gaussians()),
     _known("25-gaussians", "twenty-five narrow Gaussians on a square grid", 25, lambda d: d.gaussian_grid()),

@@ -68,26 +68,7 @@ class Text(Remembers):
 
     def show(self, x: Tensor, columns: int | None = None) -> Picture:
         """The texts x (B, T) as one picture, in so many `columns` (by default as many as fit)."""
-        texts = self.decode(x)
-        if not texts:
-            raise UserError("There is no text to show: give at least one.")
-        longest = max(len(line) for text in texts for line in [*text.splitlines(), ""])
-        columns = columns or max(1, min(6, len(texts), _WIDE // max(8, longest + 2)))
-        each = max(8, _WIDE // columns)
-        blocks = [_lines(text, each) for text in texts]
-        font = ImageFont.load_default(11)
-        wide = 8 + each * 7
-        rows = [blocks[i : i + columns] for i in range(0, len(blocks), columns)]
-        tall = [_TALL * max(len(b) for b in row) + 10 for row in rows]
-        sheet = Image.new("RGB", (wide * columns, sum(tall)), _PAPER)
-        pen, y = ImageDraw.Draw(sheet), 0
-        for row, height in zip(rows, tall, strict=True):
-            for k, block in enumerate(row):
-                for i, line in enumerate(block):
-                    pen.text((wide * k + 6, y + 5 + _TALL * i), line, _INK, font)
-            y += height
-            pen.line((0, y - 1, wide * columns, y - 1), _LINE)
-        return sheet
+        return sheet(self.decode(x), columns)
 
     def save(self, x: Tensor, folder: str | Path) -> list[Path]:
         """Each text of x (B, T) as 00000.txt and so on, in `folder`; the paths."""
@@ -98,6 +79,29 @@ class Text(Remembers):
             paths.append(folder / f"{i:05d}.txt")
             paths[-1].write_bytes(text.encode("utf-8", "replace"))
         return paths
+
+
+def sheet(texts: Sequence[str], columns: int | None = None) -> Picture:
+    """Texts as one picture, in so many `columns` (by default as many as fit). Raises UserError where there is none."""
+    if not texts:
+        raise UserError("There is no text to show: give at least one.")
+    longest = max(len(line) for text in texts for line in [*text.splitlines(), ""])
+    columns = columns or max(1, min(6, len(texts), _WIDE // max(8, longest + 2)))
+    each = max(8, _WIDE // columns)
+    blocks = [_lines(text, each) for text in texts]
+    font = ImageFont.load_default(11)
+    wide = 8 + each * 7
+    rows = [blocks[i : i + columns] for i in range(0, len(blocks), columns)]
+    tall = [_TALL * max(len(b) for b in row) + 10 for row in rows]
+    drawn = Image.new("RGB", (wide * columns, sum(tall)), _PAPER)
+    pen, y = ImageDraw.Draw(drawn), 0
+    for row, height in zip(rows, tall, strict=True):
+        for k, block in enumerate(row):
+            for i, line in enumerate(block):
+                pen.text((wide * k + 6, y + 5 + _TALL * i), line, _INK, font)
+        y += height
+        pen.line((0, y - 1, wide * columns, y - 1), _LINE)
+    return drawn
 
 
 def _lines(text: str, width: int) -> list[str]:

@@ -22,12 +22,16 @@ from ..errors import UserError, unknown
 from ..nets.causal import CausalTransformer
 from ..nets.positions import Rotary
 from . import gpt2, llama
+from .names import Told
 
 KINDS: Mapping[str, ModuleType] = {gpt2.KIND: gpt2, llama.KIND: llama, llama.WINDOWED: llama}
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer.model",
     "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
+
+
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Pretrained(NamedTuple):
@@ -56,24 +60,28 @@ def read(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
     those of its configuration.
     """
     folder = Path(folder)
-    config = _config(folder)
+    config, where = _config(folder), repr(str(folder / "config.json"))
     kind = KINDS[config["model_type"]]
-    with torch.device("meta"):
-        net: CausalTransformer = kind.net_of(config)
+    try:
+        with torch.device("meta"):
+            net: CausalTransformer = kind.net_of(config, where)
+    except UserError as error:
+        if where in str(error):
+            raise
+        raise UserError(f"{where} describes no net that can be made: {error}") from None
+    except (RuntimeError, OverflowError) as error:  # of sizes that no tensor has
+        raise UserError(f"{where} describes no net that can be made: {str(error)[:80]}.") from None
     _fill(net, _checked(kind.ours, _weights(folder), net, folder), dtype, device, folder)
-    end = config.get("eos_token_id")
-    ends = () if end is None else tuple(end) if isinstance(end, list) else (int(end),)
     tokenizer = folder / TOKENIZER[0]
-    return Pretrained(net.eval(), config, ends, tokenizer if tokenizer.is_file() else None)
+    return Pretrained(net.eval(), config, _ends(config, where, net.codes), tokenizer if tokenizer.is_file() else None)
 
 
-def of_state(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> CausalTransformer:
-    """The net of a configuration and weights that are at hand. Raises UserError as `read` does."""
-    kind = KINDS[_known(config, "The configuration")["model_type"]]
-    with torch.device("meta"):
-        net: CausalTransformer = kind.net_of(config)
-    _fill(net, _checked(kind.ours, state, net, Path("state")), torch.float32, "cpu", Path("state"))
-    return net.eval()
+def _ends(config: Mapping[str, Any], where: str, codes: int) -> tuple[int, ...]:
+    """The symbols that end a text, those of them that the alphabet has."""
+    said = config.get("eos_token_id")
+    every = said if isinstance(said, list) else [said]
+    found = [Told({"eos_token_id": e}, where).symbol("eos_token_id", codes) for e in every]
+    return tuple(dict.fromkeys(e for e in found if e is not None))
 
 
 def write(
@@ -89,6 +97,18 @@ def write(
         raise UserError(f"A {type(net).__name__} is no CausalTransformer, so neither GPT-2 nor Llama can hold it.")
     from safetensors.torch import save
 
+    if end is not None and not 0 <= end < net.codes:
+        raise UserError(f"The end {end} is no symbol of this net, which has 0 to {net.codes - 1}.")
+    source = None if tokenizer is None else Path(tokenizer)
+    if source is not None and source.name in TOKENIZER:
+        source = source.parent
+    files = [] if source is None else [source / name for name in TOKENIZER if (source / name).is_file()]
+    if source is not None and not files:
+        raise UserError(f"{str(source)!r} holds no tokenizer: name the folder of a tokenizer.json.")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UserError(f"{str(folder)!r} is a file: name another folder to write the net into.")
+    if any(p.is_meta for p in net.parameters()):
+        raise UserError("This net has no weights yet (it is on the meta device), so there is nothing to write.")
     if net.start is not None and bool(net.start.any()):
         raise UserError(
             "This net begins sequences with a learned vector, and theirs with a symbol: build it with begin=."
@@ -99,12 +119,9 @@ def write(
     folder = Path(folder)
     disk.make(folder)
     disk.write(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-    if tokenizer is not None:
-        source = Path(tokenizer)
-        source = source if source.is_dir() else source.parent
-        for name in TOKENIZER:
-            if (source / name).is_file() and source.resolve() != folder.resolve():
-                disk.copy(source / name, folder / name)
+    for file in files:
+        if file.parent.resolve() != folder.resolve():
+            disk.copy(file, folder / file.name)
     disk.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return folder
 
@@ -113,14 +130,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{str(folder)!r} holds no config.json: name a folder that transformers has saved a model in.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is no JSON ({error}): fetch the file again.") from None
-    return _known(config, repr(str(path)))
-
-
-def _known(config: Any, where: str) -> dict[str, Any]:
+    config, where = _json(path), repr(str(path))
     if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{where} names no model_type: it is none of a model.")
     if config["model_type"] not in KINDS:
@@ -130,19 +140,34 @@ def _known(config: Any, where: str) -> dict[str, Any]:
     return dict(config)
 
 
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is no JSON ({str(error)[:80]}): fetch the file again.") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of the weights."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    page = _json(index)
+    names = page.get("weight_map") if isinstance(page, Mapping) else None
+    if not isinstance(names, Mapping) or not names or not all(isinstance(n, str) and n for n in names.values()):
+        raise UserError(f"{str(index)!r} has no 'weight_map' from weights to files: fetch the file again.")
+    if away := sorted(n for n in names.values() if Path(n).name != n or "\0" in n):
+        raise UserError(f"{str(index)!r} has {away[0]!r} in 'weight_map', which is no file beside it: fetch it again.")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
 def _weights(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index = folder / "model.safetensors.index.json"
-    files = [folder / "model.safetensors"]
-    if index.is_file():
-        files = [
-            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        ]
     state: dict[str, Tensor] = {}
-    for file in files:
-        if file.parent.resolve() != folder.resolve() or not file.is_file():
+    for file in _files(folder):
+        if not file.is_file():
             old = (folder / "pytorch_model.bin").is_file()
             raise UserError(
                 f"{str(file)!r} is missing"
@@ -160,6 +185,8 @@ def _checked(ours: Any, state: Mapping[str, Tensor], net: CausalTransformer, whe
         found: dict[str, Tensor] = ours(state, net)
     except KeyError as error:
         raise UserError(f"The weights in {str(where)!r} lack {error}, which config.json speaks of.") from None
+    except (RuntimeError, IndexError) as error:  # of shapes that do not go together
+        raise UserError(f"The weights in {str(where)!r} are not those of their configuration ({error}).") from None
     return found
 
 
@@ -170,8 +197,15 @@ def _fill(net: CausalTransformer, weights: Mapping[str, Tensor], dtype: torch.dt
         if value is None or value.shape != p.shape:
             said = "is missing" if value is None else f"is {tuple(value.shape)}, not {tuple(p.shape)}"
             raise UserError(f"The weights in {str(where)!r} are not those of their configuration: {name} {said}.")
+        if value.dtype not in PRECISIONS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"In the weights in {str(where)!r} {name} is {kind}: read a checkpoint in full or half precision."
+            )
+        own = value.to(device=device, dtype=dtype).contiguous()
+        if not bool(own.isfinite().all()):
+            raise UserError(f"In the weights in {str(where)!r} {name} holds NaN or Inf: fetch them again.")
         parent, _, last = name.rpartition(".")
-        owner = net.get_submodule(parent)
-        setattr(owner, last, nn.Parameter(value.to(device=device, dtype=dtype).contiguous()))
+        setattr(net.get_submodule(parent), last, nn.Parameter(own))
     if net.last.weight.is_meta:
         net.last.weight = net.embed.weight

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..nets.causal import CausalTransformer
 from ..nets.transformer import Design
-from .names import activation_of, lacking, whole
+from .names import DEEPEST, WIDEST, Told, activation_of, lacking, whole
 
 KIND = "gpt2"
 ACTIVATIONS = {
@@ -41,32 +41,32 @@ _PARTS = {
 }
 
 
-def net_of(config: Mapping[str, Any]) -> CausalTransformer:
-    """The net of a configuration (config.json), its weights not yet those of a checkpoint.
+def net_of(config: Mapping[str, Any], where: str = "config.json") -> CausalTransformer:
+    """The net of a configuration, its weights not yet those of a checkpoint. where: the file, to be named.
 
-    Raises UserError for what this net cannot be.
+    Raises UserError for what this net cannot be, and for a value that is none.
     """
-    if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx"):
+    told = Told(config, where)
+    if not told.flag("scale_attn_weights", True) or told.flag("scale_attn_by_inverse_layer_idx", False):
         raise UserError("This GPT-2 scales its scores in its own way, which no net here does.")
-    if config.get("add_cross_attention"):
+    if told.flag("add_cross_attention", False):
         raise UserError("This GPT-2 looks across to an encoder, which cannot be read yet.")
-    width, begin = int(config["n_embd"]), config.get("bos_token_id")
-    codes = int(config["vocab_size"])
+    width, codes = told.whole("n_embd", most=WIDEST), told.whole("vocab_size")
     design = Design(
-        eps=float(config.get("layer_norm_epsilon", 1e-5)),
-        activation=activation_of(str(config.get("activation_function", "gelu_new")), ACTIVATIONS),
-        dropout=float(config.get("resid_pdrop", 0.0)),
+        eps=told.number("layer_norm_epsilon", 1e-5),
+        activation=activation_of(told.word("activation_function", "gelu_new"), ACTIVATIONS),
+        dropout=told.number("resid_pdrop", 0.0),
     )
     return CausalTransformer(
         codes,
-        (int(config["n_positions"]),),
+        (told.whole("n_positions"),),
         width=width,
-        depth=int(config["n_layer"]),
-        heads=int(config["n_head"]),
-        hidden=int(config.get("n_inner") or 4 * width),
+        depth=told.whole("n_layer", most=DEEPEST),
+        heads=told.whole("n_head", most=WIDEST),
+        hidden=told.whole("n_inner", None, most=8 * WIDEST) or 4 * width,
         design=design,
-        tied=bool(config.get("tie_word_embeddings", True)),
-        begin=begin if begin is not None and 0 <= int(begin) < codes else None,
+        tied=told.flag("tie_word_embeddings", True),
+        begin=told.symbol("bos_token_id", codes),
     )
 
 
@@ -79,7 +79,7 @@ def ours(state: Mapping[str, Tensor], net: CausalTransformer) -> dict[str, Tenso
         for i in range(len(net.blocks)):
             for theirs, name in _PARTS.items():
                 value = given[f"h.{i}.{theirs}.{kind}"]
-                found[f"blocks.{i}.{name}.{kind}"] = value.T if ".c_" in theirs and kind == "weight" else value
+                found[f"blocks.{i}.{name}.{kind}"] = value.mT if ".c_" in theirs and kind == "weight" else value
     if net.last.weight is not net.embed.weight:
         found["last.weight"] = given["lm_head.weight"]
         found["last.bias"] = torch.zeros(net.codes)

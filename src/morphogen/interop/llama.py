@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..nets.causal import CausalTransformer
 from ..nets.positions import Rotary
 from ..nets.transformer import Design
-from .names import activation_of, lacking, whole
+from .names import DEEPEST, WIDEST, Told, activation_of, lacking, whole
 
 KIND, WINDOWED = "llama", "mistral"
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu tanh", "relu": "relu"}
@@ -35,55 +35,56 @@ _PARTS = {  # what of theirs stands one below the other in each of ours
 }
 
 
-def net_of(config: Mapping[str, Any]) -> CausalTransformer:
-    """The net of a configuration (config.json), its weights not yet those of a checkpoint.
+def net_of(config: Mapping[str, Any], where: str = "config.json") -> CausalTransformer:
+    """The net of a configuration, its weights not yet those of a checkpoint. where: the file, to be named.
 
-    Raises UserError for what this net cannot be.
+    Raises UserError for what this net cannot be, and for a value that is none.
     """
-    bias = bool(config.get("attention_bias", False))
-    if bias != bool(config.get("mlp_bias", False)):
+    told = Told(config, where)
+    bias = told.flag("attention_bias", False)
+    if bias != told.flag("mlp_bias", False):
         raise UserError("This Llama has biases in one half of its blocks only, which no net here has.")
-    codes, begin = int(config["vocab_size"]), config.get("bos_token_id")
-    window = config.get("sliding_window") if config.get("model_type") == WINDOWED else None
+    codes = told.whole("vocab_size")
     design = Design(
         norm="rms",
-        eps=float(config.get("rms_norm_eps", 1e-6)),
-        activation=activation_of(str(config.get("hidden_act", "silu")), ACTIVATIONS),
+        eps=told.number("rms_norm_eps", 1e-6),
+        activation=activation_of(told.word("hidden_act", "silu"), ACTIVATIONS),
         gated=True,
         bias=bias,
-        kv_heads=config.get("num_key_value_heads"),
-        head=config.get("head_dim"),
-        window=window,
+        kv_heads=told.whole("num_key_value_heads", None, most=WIDEST),
+        head=told.whole("head_dim", None, most=WIDEST),
+        window=told.whole("sliding_window", None) if config.get("model_type") == WINDOWED else None,
     )
     return CausalTransformer(
         codes,
-        (int(config.get("max_position_embeddings", 2048)),),
-        width=int(config["hidden_size"]),
-        depth=int(config["num_hidden_layers"]),
-        heads=int(config["num_attention_heads"]),
-        hidden=int(config["intermediate_size"]),
-        positions=_rotary(config),
+        (told.whole("max_position_embeddings", 2048),),
+        width=told.whole("hidden_size", most=WIDEST),
+        depth=told.whole("num_hidden_layers", most=DEEPEST),
+        heads=told.whole("num_attention_heads", most=WIDEST),
+        hidden=told.whole("intermediate_size", most=8 * WIDEST),
+        positions=_rotary(told),
         design=design,
-        tied=bool(config.get("tie_word_embeddings", False)),
-        begin=begin if isinstance(begin, int) and 0 <= begin < codes else None,
+        tied=told.flag("tie_word_embeddings", False),
+        begin=told.symbol("bos_token_id", codes),
     )
 
 
-def _rotary(config: Mapping[str, Any]) -> Rotary:
-    told = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    period = float(told.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = told.get("rope_type") or told.get("type") or "default"
+def _rotary(config: Told) -> Rotary:
+    told = config.part("rope_parameters")
+    told = told if told.page else config.part("rope_scaling")
+    period = told.number("rope_theta", 0.0) or config.number("rope_theta", 10_000.0)
+    kind = told.word("rope_type", told.word("type", "default"))
     if kind == "default":
         return Rotary(period)
     if kind == "linear":
-        return Rotary(period, factor=float(told["factor"]))
+        return Rotary(period, factor=told.number("factor"))
     if kind == "llama3":
         return Rotary(
             period,
-            factor=float(told["factor"]),
-            original=int(told["original_max_position_embeddings"]),
-            low=float(told["low_freq_factor"]),
-            high=float(told["high_freq_factor"]),
+            factor=told.number("factor"),
+            original=told.whole("original_max_position_embeddings"),
+            low=told.number("low_freq_factor"),
+            high=told.number("high_freq_factor"),
         )
     raise UserError(f"This Llama stretches its rotary positions by {kind!r}: known are default, linear and llama3.")
 

@@ -1,9 +1,11 @@
 """Chat templates: how messages become one text, and which of it the model is to learn.
 
-A template is written in Jinja, as published checkpoints bring theirs (`chat_template` in tokenizer_config.json), and is
-given `messages`, each {"role": …, "content": …}, and `add_generation_prompt`. Jinja is there wherever torch is. It runs
-in its sandbox, without a loader: a template may loop and join, and reaches no file, module or attribute that begins
-with "_", and changes nothing that it is given. What it can do is take long; templates are trusted as far as that.
+A template is written in Jinja, as published checkpoints bring theirs (`chat_template.jinja`, or in
+tokenizer_config.json), and is given `messages`, each {"role": …, "content": …}, and `add_generation_prompt`. Jinja is
+there wherever torch is. It runs in its sandbox, without a loader: a template may loop and join, and reaches no file,
+module or attribute that begins with "_", and changes nothing that it is given. Nothing of it is worked out before it is
+asked for a text, and products and powers are held to what a text could need. What it can do is loop for long; templates
+are trusted as far as that.
 
 What a model learns of a chat are its own replies and what ends them. They are found without knowing the template: with
 the messages before it as a chat of their own that asks for a reply, what the whole has more is the reply. A template
@@ -12,7 +14,6 @@ for which the one does not begin the other (it cuts what it strips, or adds a da
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ CHATML = (  # OpenAI 2023, "Chat markup language"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_LARGE = 1 << 20  # items of a text, or bits of a number, that a product may have
 _OPEN, _SHUT = "\ue000", "\ue001"  # private characters: around the user's own text while a template is filled in
 
 
@@ -38,28 +40,20 @@ class Chat(Remembers):
     """A chat template.
 
     template: in Jinja. names: further names that it is given, such as {"bos_token": "<s>"}. roles: who may speak.
-    `sha256` is the hash of both, to be kept with a model. Raises UserError for a template that cannot be read.
+    Raises UserError for a template that cannot be read.
     """
 
     def __init__(
         self, template: str = CHATML, names: Mapping[str, str] | None = None, *, roles: Sequence[str] = ROLES
     ) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         self.template, self.names, self.roles = template, dict(names or {}), tuple(roles)
-        self.sha256 = hashlib.sha256(json.dumps([template, sorted(self.names.items())]).encode()).hexdigest()
-        inside = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        inside.globals = {"raise_exception": _refuse, "range": inside.globals["range"], "namespace": _namespace()}
         try:
-            self._made = inside.from_string(template)
-        except TemplateError as error:
-            raise UserError(f"This chat template cannot be read: {error}.") from None
+            self._made = _inside().from_string(template)
+        except Exception as error:  # Jinja's own, and of a template without end Python's: SyntaxError, MemoryError, …
+            raise UserError(f"This chat template cannot be read: {_said(error)}.") from None
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """The text of messages. ask: with what begins the model's reply. UserError for messages that are none."""
-        from jinja2 import TemplateError
-
         for i, m in enumerate(messages):
             if not isinstance(m, Mapping) or not isinstance(m.get("content"), str):
                 raise UserError(f'Message {i + 1} is {str(m)[:60]!r}: give {{"role": "user", "content": "…"}}.')
@@ -70,8 +64,8 @@ class Chat(Remembers):
             return str(self._made.render(messages=given, add_generation_prompt=ask, **self.names))
         except UserError:
             raise
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise UserError(f"The chat template does not take these messages ({str(error)[:120]}).") from None
+        except Exception as error:  # of what it is given a template raises whatever it meets
+            raise UserError(f"The chat template does not take these messages ({_said(error)}).") from None
 
     def replies(self, messages: Sequence[Message], *, who: str = "assistant") -> list[tuple[int, int]]:
         """Where in the text the model's own words are: (start, end) of each reply, with what ends it.
@@ -109,15 +103,24 @@ class Chat(Remembers):
 
 
 def published(config: str | Path) -> Chat:
-    """The chat template of a checkpoint's tokenizer_config.json. Raises UserError where it has none."""
+    """The chat template of a checkpoint: of its folder or its tokenizer_config.json. A chat_template.jinja beside that
+    is the template, as for transformers. Raises UserError where there is none.
+    """
+    path = Path(config)
+    path = path / "tokenizer_config.json" if path.is_dir() else path
+    beside = path.parent / "chat_template.jinja"
+    page: Any = {}
     try:
-        page = json.loads(Path(config).read_text(encoding="utf-8"))
-        template = page["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{str(config)!r} holds no chat template: give a checkpoint's tokenizer_config.json.") from None
+        if path.is_file() or not beside.is_file():
+            page = json.loads(path.read_text(encoding="utf-8"))
+        template = beside.read_text(encoding="utf-8") if beside.is_file() else page["chat_template"]
+        names = {k: v["content"] if isinstance(v, dict) else v for k, v in page.items() if k.endswith("_token") and v}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{str(config)!r} holds no chat template: give a checkpoint's folder or its tokenizer_config.json."
+        ) from None
     if not isinstance(template, str):
         raise UserError(f"{str(config)!r} holds several chat templates: give one, as Chat(template).")
-    names = {k: v["content"] if isinstance(v, dict) else v for k, v in page.items() if k.endswith("_token") and v}
     return Chat(template, {k: v for k, v in names.items() if isinstance(v, str)})
 
 
@@ -155,11 +158,53 @@ def _with_specials(text: str, tokens: Vocabulary) -> Ids:
     return np.concatenate([np.zeros(0, np.int32), *made])
 
 
+# ---- the sandbox ---------------------------------------------------------------------------------------------------
+
+
+def _inside() -> Any:
+    """Where a template runs."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Inside(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if _size(operator, left, right) > _LARGE:
+                raise UserError(f"The chat template asks for {operator!r} of more than a text could need.")
+            return super().call_binop(context, operator, left, right)
+
+    made = Inside(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"])
+    made.globals = {"raise_exception": _refuse, "range": made.globals["range"], "namespace": Namespace}
+    made.filters["tojson"] = _tojson
+    return made
+
+
+def _size(operator: str, left: Any, right: Any) -> float:
+    """About how many bits or items a product or a power has."""
+    bits = [abs(v).bit_length() if isinstance(v, int) else 0 for v in (left, right)]
+    if operator == "**":
+        return bits[0] * abs(right) if isinstance(right, int) else 0
+    for several, times in ((left, right), (right, left)):
+        if isinstance(several, str | list | tuple | bytes) and isinstance(times, int):
+            return len(several) * times
+    return sum(bits)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """A value as JSON, as it is: Jinja's own filter writes it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def _refuse(message: str) -> None:
     raise UserError(f"The chat template refuses these messages: {message}")
 
 
-def _namespace() -> Any:
-    from jinja2.utils import Namespace
-
-    return Namespace
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:120]

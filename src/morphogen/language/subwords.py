@@ -16,7 +16,7 @@ Departures: special names inside a text are text. Bytes that are no UTF-8 have t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..disk import write
 from ..errors import UserError
 from ..spec import Asset
 from .bpe import BYTES, SIGNS
-from .tokens import END, Ids, Vocabulary, _named, _text
+from .tokens import _SAMPLE, END, Ids, Vocabulary, _named, _text
 
 
 class Subwords(Vocabulary):
@@ -44,7 +44,7 @@ class Subwords(Vocabulary):
             text = file.path.read_text(encoding="utf-8")
             page = json.loads(text)
             self._tokenizer = library.Tokenizer.from_str(text)
-            added = sorted((int(t["id"]), str(t["content"])) for t in page.get("added_tokens", ()) if t["special"])
+            every = [(int(t["id"]), str(t["content"]), bool(t["special"])) for t in page.get("added_tokens", ())]
         except Exception as error:  # its reader raises the bare class
             raise UserError(
                 f"{str(file.path)!r} is no tokenizer ({str(error)[:80]}): give a tokenizer.json, such as byte_bpe"
@@ -53,7 +53,8 @@ class Subwords(Vocabulary):
         self._tokenizer.encode_special_tokens = True  # special names inside a text are text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._special = {name: i for i, name in added}
+        self._special = {name: i for i, name, special in sorted(every) if special}
+        self._whole = {i: name for i, name, special in every if not special}  # words that are tokens as they are
         self.specials = tuple(self._special)
         self.size = 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)  # there may be gaps
         self.kind = str(page["model"].get("type", ""))
@@ -71,7 +72,13 @@ class Subwords(Vocabulary):
         return self._encode(text)
 
     def _encode(self, text: str) -> Ids:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        except Exception as error:  # it raises the bare class, and of half a surrogate pair a TypeError
+            raise UserError(
+                f"The tokenizer {str(self.file.path)!r} cannot say {text[:_SAMPLE]!r}{'…' * (len(text) > _SAMPLE)}"
+                f" ({str(error)[:80]}): leave it out, or take tokens of bytes."
+            ) from None
 
     def encode_bytes(self, data: bytes) -> Ids:
         """The tokens (n,) of any bytes. Raises UserError where these tokens are not `exact`."""
@@ -104,7 +111,12 @@ class Subwords(Vocabulary):
         return self._joined([i for i in self._checked(ids).tolist() if i not in special])
 
     def _joined(self, ids: list[int]) -> bytes:
-        return bytes(SIGNS[s] for i in ids for s in self._tokenizer.id_to_token(i) or "")
+        return b"".join(self._spelled(i) for i in ids)
+
+    def _spelled(self, i: int) -> bytes:
+        if i in self._whole:
+            return self._whole[i].encode()
+        return bytes(SIGNS[s] for s in self._tokenizer.id_to_token(i) or "")
 
 
 def _runs(data: bytes) -> list[bytes]:
@@ -125,7 +137,8 @@ def _runs(data: bytes) -> list[bytes]:
 def _exact(page: dict[str, Any], tokenizer: Any) -> bool:
     """Whether every text comes back from its tokens as it was: bytes are read and written, and nothing is changed."""
     reads, writes = page.get("pre_tokenizer") or {}, page.get("decoder") or {}
-    plain = page.get("normalizer") is None and not reads.get("add_prefix_space", True)
+    greedy = any(t.get("lstrip") or t.get("rstrip") for t in page.get("added_tokens", ()) if not t["special"])
+    plain = page.get("normalizer") is None and not reads.get("add_prefix_space", True) and not greedy
     level = reads.get("type") == writes.get("type") == "ByteLevel"
     return plain and level and all(tokenizer.token_to_id(s) is not None for s in BYTES)
 
@@ -203,9 +216,6 @@ def _learned(made: Any, trainer: Any, texts: Iterable[str], file: Path) -> Subwo
     file.parent.mkdir(parents=True, exist_ok=True)
     write(file, made.to_str(pretty=True))
     return Subwords(Asset(file))
-
-
-LEARN: dict[str, Callable[..., Subwords]] = {"bpe": byte_bpe, "unigram": unigram, "wordpiece": wordpiece}
 
 
 def _library() -> Any:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import END as END
 from ..disk import write
 from ..errors import UserError, unknown
 from ..spec import Asset, Remembers
 
 Ids = NDArray[np.int32]
-END = "<|end|>"  # what ends a text
 _SAMPLE = 24  # characters of the user's that a message repeats
 
 
@@ -202,12 +202,6 @@ class Words(Vocabulary):
         parts = self._split(ids, specials)
         return " ".join(w for p in parts for w in ([p] if isinstance(p, str) else [self.words[i] for i in p.tolist()]))
 
-    def number(self, word: str) -> int:
-        """The integer of a word. Raises UserError naming the nearest where the vocabulary lacks it."""
-        if word not in self._number:
-            raise unknown("word in the vocabulary", word, self.words)
-        return self._number[word]
-
 
 def learn_words(
     texts: Iterable[str],
@@ -228,7 +222,10 @@ def learn_words(
     counts.pop(unknown, None)
     kept = sorted((w for w, n in counts.items() if n >= least), key=lambda w: (-counts[w], w))[:most]
     if not kept:
-        raise UserError(f"No word comes {least} times or more, so there is no vocabulary: lower `least`.")
+        raise UserError(
+            f"No word comes {least} times or more in these texts, so there is no vocabulary: give more text, or take"
+            " rarer words too (least=1, --least 1)."
+        )
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, "".join(f"{w}\n" for w in (unknown, *kept)).encode("utf-8", "surrogatepass"))

@@ -10,6 +10,7 @@ questions with a word that has no vector are left out, and how many is said.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,8 +78,10 @@ class Vectors:
         return [(self.words[i], v) for i, v in zip(index.tolist(), value.tolist(), strict=True)]
 
     def analogies(self, questions: Iterable[Sequence[str]], batch: int = 1024) -> Agreement:
-        """The share of questions (a, b, c, d) that are answered d."""
-        every = [tuple(q) for q in questions]
+        """The share of questions (a, b, c, d) that are answered d. Raises UserError for one that is not four words."""
+        every = [(q,) if isinstance(q, str) else tuple(q) for q in questions]
+        if wrong := [q for q in every if len(q) != 4]:
+            raise UserError(f"A question is four words (a, b, c, d), and {str(wrong[0])[:60]} is none.")
         asked = [[self._number[w] for w in q] for q in every if all(w in self._number for w in q)]
         right = 0
         for part in torch.tensor(asked, dtype=torch.long).view(-1, 4).split(batch):
@@ -89,8 +92,10 @@ class Vectors:
         return Agreement(right / len(asked) if asked else float("nan"), len(asked), len(every))
 
     def similarity(self, pairs: Iterable[tuple[str, str, float]]) -> Agreement:
-        """Spearman's ρ of the cosines with the scores of pairs (word, word, score)."""
+        """Spearman's ρ of the cosines with the scores of pairs (word, word, score). UserError for what is none."""
         every = list(pairs)
+        if wrong := [p for p in every if len(p) != 3 or not math.isfinite(p[2])]:
+            raise UserError(f"A pair is (word, word, score), the score a number, and {str(wrong[0])[:60]} is none.")
         known = [(self.cosine(a, b), s) for a, b, s in every if a in self and b in self]
         value = spearman(*map(torch.tensor, zip(*known, strict=True))) if len(known) > 1 else float("nan")
         return Agreement(value, len(known), len(every))
@@ -109,24 +114,44 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def read_pairs(file: str | Path) -> list[tuple[str, str, float]]:
-    """Pairs of words with scores, one a line: word, word, score."""
-    try:
-        rows = [line.split() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(a.lower(), b.lower(), float(s)) for a, b, s in rows]
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(file)!r} holds no pairs of words ({error}): a line is word, word, score.") from None
+    """Pairs of words with scores, one a line: word, word, score. Raises UserError for a file of anything else."""
+    found = []
+    for i, words in _rows(file):
+        try:
+            a, b, said = words
+            score = float(said)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(f"Line {i} of {str(file)!r} is no pair of words: a line is word, word, score.")
+        found.append((a, b, score))
+    return found
 
 
 def read_questions(file: str | Path) -> dict[str, list[tuple[str, ...]]]:
-    """Analogies by section, as in Google's questions-words.txt: ": section", then four words a line."""
+    """Analogies by section, as in Google's questions-words.txt: ": section", then four words a line.
+
+    Raises UserError for a file of anything else.
+    """
     found: dict[str, list[tuple[str, ...]]] = {}
     section = ""
-    for i, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines()):
-        words = line.lower().split()
-        if line.startswith(":"):
-            section = line[1:].strip()
+    for i, words in _rows(file, lower=False):
+        if words[0].startswith(":"):
+            section = " ".join(words)[1:].strip()
         elif len(words) == 4:
-            found.setdefault(section, []).append(tuple(words))
-        elif words:
-            raise UserError(f"Line {i + 1} of {str(file)!r} is no analogy: it has {len(words)} words, not 4.")
+            found.setdefault(section, []).append(tuple(w.lower() for w in words))
+        else:
+            raise UserError(f"Line {i} of {str(file)!r} is no analogy: it has {len(words)} words, not 4.")
     return found
+
+
+def _rows(file: str | Path, lower: bool = True) -> list[tuple[int, list[str]]]:
+    """The lines that are not empty, with their numbers, as words."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(file)!r} is no text in UTF-8 (byte {error.start}): convert it.") from None
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}): give the path of a list of words.") from None
+    lines = enumerate((text.lower() if lower else text).splitlines(), 1)
+    return [(i, line.split()) for i, line in lines if line.strip()]

@@ -313,8 +313,13 @@ class Word2Vec(Model):
 
 
 def _counts(counts: Sequence[int] | Asset) -> Tensor:
-    held = np.load(counts.path, allow_pickle=False) if isinstance(counts, Asset) else np.array(counts)
-    number = torch.from_numpy(held)
-    if number.ndim != 1 or len(number) < 2 or int(number.min()) < 1:
-        raise UserError("Word vectors need counts of 1 or more, of 2 words or more: count(corpus) makes them.")
-    return number.long()
+    try:
+        held = np.load(counts.path, allow_pickle=False) if isinstance(counts, Asset) else np.array(counts)
+    except (ValueError, EOFError, OSError) as error:
+        where = f"The file {str(counts.path)!r}" if isinstance(counts, Asset) else "What was given"
+        raise UserError(f"{where} holds no counts of words ({str(error)[:80]}): write them with numpy.save.") from None
+    if not isinstance(held, np.ndarray) or held.dtype.kind not in "iu" or held.ndim != 1 or len(held) < 2:
+        raise UserError("Word vectors need counts of 2 words or more, whole numbers (V,) in the words' order.")
+    if int(held.min()) < 1:
+        raise UserError("Word vectors need counts of 1 or more, and a word here has none: leave it out.")
+    return torch.from_numpy(held.astype(np.int64))
