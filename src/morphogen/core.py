@@ -132,7 +132,7 @@ class Source(Protocol):
         ...
 
     def restore(self, state: State) -> None:
-        """Continue from `state`."""
+        """Continue from `state`, whose tensors lie on the device of its place."""
 
 
 @runtime_checkable
@@ -144,6 +144,22 @@ class Lives(Protocol):
 
     @property
     def env_steps(self) -> int: ...
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A source that makes something of another one's batches."""
+
+    source: Source
+
+
+def beneath(source: Any, protocol: type) -> Any:
+    """The source itself, or the first under whatever wraps it, that serves `protocol`; None where none does."""
+    while not isinstance(source, protocol):
+        if not isinstance(source, Wraps):
+            return None
+        source = source.source
+    return source
 
 
 class CannotRestore(Exception):
@@ -399,8 +415,9 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def keys(index: Tensor, *parts: int) -> Tensor:
-    """64-bit keys (B,) of items `index` (B,) under the integers `parts` (seed, epoch, ...)."""
-    if index.is_cpu:
+    """64-bit keys (B,) of items `index` (B,), integers, under the integers `parts` (seed, epoch, ...)."""
+    index = index.long()
+    if index.is_cpu and index.ndim:  # a number alone is none of numpy's arrays
         words = index.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(fold(*parts))
         return torch.from_numpy(_mix_here(words).view(np.int64))
     return _mix(index * _signed(_GOLDEN) + fold(*parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 
 import torch
@@ -41,6 +42,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         here = ["cpu"] + ([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])
         raise UserError(f"Device {str(device)!r} is not on this machine: use {' or '.join(here)}.") from error
     return chosen
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights lie; the CPU where it has none."""
+    anchor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if anchor is None else anchor.device
 
 
 def recompute(module: nn.Module) -> None:

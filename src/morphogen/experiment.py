@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,8 +85,13 @@ class Experiment(Remembers):
         return load(run, modules=modules_of(self), device=device)
 
 
-def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None) -> None:
-    """Write `spec.json`, or hold the one that is there against the experiment."""
+def write_spec(
+    run: Path, experiment: Experiment, seed: int, recipe: Mapping[str, Json] | None = None, *, instead: str = ""
+) -> None:
+    """Write `spec.json`, or hold the one that is there against the experiment.
+
+    instead: what to do where they differ, said to the user.
+    """
     from . import __version__
 
     check_seed(seed)
@@ -111,9 +115,9 @@ def write_spec(run: Path, experiment: Experiment, seed: int, recipe: Mapping[str
         found.insert(0, f"seed: {there['seed']} there, {seed} here")
     if found:
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        own = f"Continue it with its own settings, or start another from them (--like {run} --run FOLDER)."
         raise UserError(
-            f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}."
-            f" Continue it with its own settings, or start another from them (--like {run} --run FOLDER)."
+            f"The run {str(run)!r} was started as another experiment: {'; '.join(found[:3])}{more}. {instead or own}"
         )
 
 
@@ -161,6 +165,13 @@ class Run:
         self.path, self.page, self.step, self.average = path, page, step, average
         self.model, self.data, self.trainer = experiment.model, experiment.data, experiment.trainer
         self.space, self.seed = experiment.data.space, int(page["seed"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where its model is."""
+        from .device import device_of
+
+        return device_of(self.model)
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of the run's log."""
@@ -336,6 +347,7 @@ def draw(
     import torch
 
     from .core import Noise, Samples, can, each, fold, leaves
+    from .device import device_of
 
     if not can(model, Samples):
         raise UserError(f"{type(model).__name__} cannot sample: it has no sample(n, cond, noise=...).")
@@ -351,9 +363,7 @@ def draw(
     for name, c in leaves(cond or {}):
         if len(c) != n:
             raise UserError(f"The condition {name!r} has {len(c)} rows for {n} samples: give one row a sample.")
-    anchor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    device = torch.device("cpu") if anchor is None else anchor.device
-    drawn = []
+    device, drawn = device_of(model), []
     with torch.no_grad(), _evaluating(model), torch.random.fork_rng():
         for start in range(0, max(n, 1), chunk):
             rows = torch.arange(start, start + chunk, device=device).clamp(max=max(n - 1, 0))

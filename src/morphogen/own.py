@@ -8,14 +8,14 @@ is exact, what was heard is cut anew, and what else ranks remember can only be h
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .checkpoint import digest, of_rank, pack, pieces
-from .core import CannotRestore, Loss, Source, State, each
+from .core import CannotRestore, Loss, Source, State
 
 if TYPE_CHECKING:
     from .train import Training
@@ -63,27 +63,26 @@ def restore_own(training: Training, parts: Mapping[str, Any]) -> None:
     if "cannot" in mine["source"]:
         training.voice.say(f"Not exact after this resume: {mine['source']['cannot']}")
     else:
-        training.source.restore(_aligned(mine["source"]["state"]))
+        training.source.restore(_placed(mine["source"]["state"], training.device))
     buffers = _buffers(training)
     for name, there in mine["buffers"].items():
         buffers[name].copy_(there)
-    move: Callable[[Any], Any] = lambda v: each(v, lambda t: t.to(training.device))  # noqa: E731
     training.heard = {
-        k: Loss(v.to(training.device) if isinstance(v, Tensor) else move(v), move(logs), move(seen))
+        k: Loss(*(_placed(part, training.device) for part in (v, logs, seen)))
         for k, (v, logs, _) in loop["heard"].items()
         for seen in [mine["seen"][k] if before == count else _cut([o["seen"][k] for o in owns], rank, count)]
     }
 
 
-def _aligned(value: Any) -> Any:
-    """The same with its tensors where an allocator puts them, and not where they lie in a file: products and sums of
-    numbers that begin elsewhere may have other bits.
+def _placed(value: Any, device: torch.device) -> Any:
+    """The same with its tensors on the device, where an allocator puts them and not where they lie in a file: products
+    and sums of numbers that begin elsewhere may have other bits.
     """
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.to(device, copy=True)
     if isinstance(value, Mapping):
-        return {k: _aligned(v) for k, v in value.items()}
-    return [_aligned(v) for v in value] if isinstance(value, list) else value
+        return {k: _placed(v, device) for k, v in value.items()}
+    return [_placed(v, device) for v in value] if isinstance(value, list) else value
 
 
 def _differing(owns: Sequence[State]) -> list[str]:

@@ -16,14 +16,14 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core import Batch, Lives, Model, Phase, Source, size
+from .core import Batch, Lives, Model, Phase, Source, beneath, size
 from .data.corpus import Windows
 from .data.source import Shuffled
 from .device import choose_device
@@ -36,6 +36,7 @@ from .train import Training
 
 WARM = 3  # steps that are not counted: allocators, caches and compilers settle in them
 LEAST = 5  # steps measured, however long they take
+BATCHES = 4  # looked at for how much a step learns from
 
 
 class _Heard(Voice):
@@ -49,17 +50,20 @@ class _Heard(Voice):
         self.said.append(text)
 
 
-def amount(model: Model, source: Source, batch: Batch, steps: int) -> tuple[float, str]:
-    """How much a step learns from, and in which unit: tokens of sequences, steps that an agent has lived (the mean of
-    `steps` steps taken), else samples.
+def amount(model: Model, source: Source, batches: Sequence[Batch], steps: int) -> tuple[float, str]:
+    """How much a step learns from, and in which unit: tokens of sequences or samples, the mean of some batches; or what
+    an agent has lived, the mean of the `steps` taken.
     """
-    if isinstance(source, Lives):
-        return source.env_steps / max(1, steps), "environment steps"
-    x = batch.get("x")
+    if (lives := beneath(source, Lives)) is not None:
+        return lives.env_steps / max(1, steps), "environment steps"
+    x = batches[0].get("x")
     if isinstance(x, Tensor) and not x.is_floating_point() and x.ndim > 1:
-        lengths = batch.get("lengths")
-        return float(x.numel() if lengths is None else lengths.sum()), "tokens"
-    return float(size(batch)), "samples"
+        return sum(map(_tokens, batches)) / len(batches), "tokens"
+    return sum(map(size, batches)) / len(batches), "samples"
+
+
+def _tokens(batch: Batch) -> float:
+    return float(batch["lengths"].sum() if "lengths" in batch else batch["x"].numel())
 
 
 def distinct(source: Source, per_sample: float) -> float | None:
@@ -161,7 +165,6 @@ def rehearse(
     device: str | None = None,
     seconds: float = 5.0,
     began: float | None = None,
-    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Begin the training of `experiment` in the empty folder `run`, measure it for about `seconds`, and say what the
     whole of it takes; of what is written the folder holds a true beginning.
@@ -172,7 +175,7 @@ def rehearse(
     Raises UserError as training does, and where memory does not suffice.
     """
     try:
-        return _rehearsed(experiment, run, seed, device, seconds, began, recipe)
+        return _rehearsed(experiment, run, seed, device, seconds, began)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -190,7 +193,6 @@ def _rehearsed(
     device: str | None,
     seconds: float,
     began: float | None,
-    recipe: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     entered = time.perf_counter()
     before = 0.0 if began is None else max(0.0, time.time() - began)
@@ -199,7 +201,7 @@ def _rehearsed(
     if gpu:
         torch.cuda.reset_peak_memory_stats(where)
     voice, trainer = _Heard(), experiment.trainer
-    write_spec(run, experiment, seed, recipe)
+    write_spec(run, experiment, seed)
     training = Training(trainer, experiment.model, experiment.data, run, seed=seed, device=where, voice=voice)
 
     def timed(f: Callable[[], object]) -> float:
@@ -224,8 +226,9 @@ def _rehearsed(
     once["step"] = mean
     times = {"start": 1, "step": steps}
     counted = flops(training.advance) if training.step < steps and not trainer.compile else None
-    batch = training._next(training.step + 1)
-    per_step, unit = amount(training.model, training.source, batch, training.step)
+    lived = beneath(training.source, Lives) is not None  # and would live on
+    batches = [training._next(training.step + 1 + i) for i in range(1 if lived else BATCHES)]
+    per_step, unit = amount(training.model, training.source, batches, training.step)
     training._log_line()
     once["checkpoint"] = timed(training.save)
     kept = _bytes(training.checkpoints.path(training.step))
@@ -270,7 +273,7 @@ def _rehearsed(
             "unit": unit,
             "step": per_step,
             "total": per_step * steps,
-            "distinct": distinct(training.source, per_step / max(1, size(batch))),
+            "distinct": distinct(training.source, per_step / max(1, size(batches[0]))),
         },
         "flops": counted,
         "said": [text for text in voice.said if not text.startswith("Training ")],

@@ -19,6 +19,7 @@ from . import disk
 from .alarms import told
 from .experiment import read_spec
 from .svg import chart
+from .units import duration
 
 _INLINE = 24 << 20  # bytes of pictures in one report
 _STRIP = 8  # earlier pictures shown
@@ -123,19 +124,11 @@ def _lead(page: Mapping[str, Any], result: Mapping[str, Any], lines: Sequence[Ma
     told += f", {step:,} of {steps:,} steps" if isinstance(steps, int) else f", {step:,} steps"
     seconds = result.get("seconds") or max((float(line.get("seconds", 0)) for line in lines), default=0.0)
     if seconds:
-        told += f" in {_duration(seconds)}"
+        told += f" in {duration(seconds)}"
     best = result.get("best")
     if best:
         told += f"; best held-out {escaped(best['metric'])} <b>{best['value']:.4g}</b> at step {best['step']:,}"
     return told + "."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 # ---- sections ------------------------------------------------------------------------------------------------------
@@ -346,6 +339,9 @@ polyline.s1, line.s1 { stroke: var(--b); stroke-width: 1.8; } circle.s1 { fill: 
 polyline.s2, line.s2 { stroke: #2f8f5b; stroke-width: 1.8; } circle.s2 { fill: #2f8f5b; }
 polyline.s3, line.s3 { stroke: #8a5bb5; stroke-width: 1.8; } circle.s3 { fill: #8a5bb5; }
 polyline.s4, line.s4 { stroke: #b8963e; stroke-width: 1.8; } circle.s4 { fill: #b8963e; }
+polyline.s5, line.s5 { stroke: #3a9aa8; stroke-width: 1.8; } circle.s5 { fill: #3a9aa8; }
+polyline.s6, line.s6 { stroke: #b5527a; stroke-width: 1.8; } circle.s6 { fill: #b5527a; }
+polyline.s7, line.s7 { stroke: #8a8a8a; stroke-width: 1.8; } circle.s7 { fill: #8a8a8a; }
 polygon.b0 { fill: var(--a); fill-opacity: 0.18; stroke: none; }
 svg polyline.faint { stroke: var(--soft); stroke-opacity: 0.45; stroke-width: 0.8; }
 .wide { overflow-x: auto; }

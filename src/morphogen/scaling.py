@@ -33,8 +33,9 @@ Array = NDArray[np.float64]
 FORMAT = 1
 DELTA = 1e-3  # of the Huber loss
 NAMES = ("E", "A", "B", "alpha", "beta")
+_OWN = ("format", "law", "level", "intervals", "scatter", "points", "draws", "optimum")  # the rest of a page is about
 _EXPONENTS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0])
-_STEEPEST = 6.0  # an exponent above it says nothing
+_FLATTEST, _STEEPEST = 1e-3, 6.0  # exponents beyond them say nothing
 _NOTHING = 1e-12  # of the loss, instead of a zero whose logarithm is none
 
 
@@ -97,10 +98,6 @@ class Law:
         drawn = curve(self.draws, n, d)[:, None] * np.exp(self.scatter)[None]
         return Told(float(self(n, d)), *self._ends(drawn.ravel()))
 
-    def mean(self, n: float, d: float) -> Told:
-        """The law itself at (N, D): the mean of many such runs."""
-        return Told(float(self(n, d)), *self._ends(curve(self.draws, n, d)))
-
     def best(self, compute: float, k: float = 6.0) -> Best:
         """Where a compute C = k N D is best spent. k: operations for a parameter and a unit of D (6 for a transformer's
         tokens).
@@ -117,6 +114,24 @@ class Law:
                 found.append(f"{at / max(seen):.2g} times more {what} than any run that the law was fitted to")
             if at < min(seen) / 1.0001:
                 found.append(f"{min(seen) / at:.2g} times fewer {what} than any run that the law was fitted to")
+        return found
+
+    def untold(self) -> list[str]:
+        """What the runs do not tell the loss by, of parameters and the unit of D: where its exponent was stopped at a
+        bound, or over the runs its term falls by less than their scatter.
+        """
+        _, a, b, alpha, beta = self.theta
+        found = []
+        unit = self.about.get("unit", "samples")
+        terms = (
+            ("parameters", a, alpha, [p.n for p in self.points]),
+            (unit, b, beta, [p.d for p in self.points]),
+        )
+        noise = float(np.sqrt(np.mean(self.scatter**2))) * min(p.loss for p in self.points)
+        for what, scale, exponent, seen in terms:
+            falls = scale * (min(seen) ** -exponent - max(seen) ** -exponent)
+            if not _FLATTEST * 1.01 < exponent < _STEEPEST * 0.99 or not falls > noise:
+                found.append(what)
         return found
 
     def page(self) -> dict[str, Any]:
@@ -146,16 +161,22 @@ def read_law(path: Path) -> Law:
         page = json.loads(path.read_text(encoding="utf-8"))
         if page["format"] != FORMAT:
             raise UserError(f"{str(path)!r} is of format {page['format']}, this version reads {FORMAT}: fit it anew.")
-        own = ("format", "law", "level", "intervals", "scatter", "points", "draws")
-        return Law(
-            np.array([page["law"][k] for k in NAMES], np.float64),
-            np.array(page["draws"], np.float64).reshape(-1, len(NAMES)),
-            np.array(page["scatter"], np.float64),
-            [Point(**p) for p in page["points"]],
-            float(page["level"]),
-            {k: v for k, v in page.items() if k not in own},
+        theta = np.array([[page["law"][k] for k in NAMES], *page["draws"]], np.float64)
+        scatter = np.array(page["scatter"], np.float64)
+        points = [Point(float(p["n"]), float(p["d"]), float(p["loss"]), str(p["run"])) for p in page["points"]]
+        level = float(page["level"])
+        about = {k: v for k, v in page.items() if k not in _OWN}
+        numbers = np.array([p[:3] for p in points])
+        sound = (
+            all(a.size and np.isfinite(a).all() for a in (theta[1:], theta, scatter, numbers)),
+            (theta[:, :3] >= 0).all() and (theta[:, 3:] > 0).all() and (numbers > 0).all(),
+            scatter.ndim == 1 and 0 < level < 1,
+            isinstance(about.get("arguments", {}), dict) and isinstance(about.get("size", []), list),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        if not all(sound):
+            raise ValueError("numbers that no fit gives")
+        return Law(theta[0], theta[1:], scatter, points, level, about)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         raise UserError(f"{str(path)!r} holds no law: give the law.json that `morphogen scale` wrote.") from None
 
 
@@ -266,7 +287,7 @@ def _descend(start: Array, at: Array, log_l: Array) -> tuple[Array, float]:
     """The minimum near a start, and what it is worth."""
     scale = 1 / DELTA**2  # so that the tolerances of the optimiser mean something
     low = log_l.min() + math.log(_NOTHING)
-    bounds = [(low, None)] * 3 + [(1e-3, _STEEPEST)] * 2
+    bounds = [(low, None)] * 3 + [(_FLATTEST, _STEEPEST)] * 2
 
     def scaled(theta: Array) -> tuple[float, Array]:
         value, gradient = objective(theta, at, log_l)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 Series = Mapping[str, Sequence[tuple[float, float]]]  # a line's name to its points
 Band = Sequence[tuple[float, float, float]]  # x, low, high
 
+STYLES = 8  # of lines, by the classes s0, s1, …
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 62, 14, 12, 40
 
 
@@ -62,10 +63,10 @@ def chart(
     parts += [f"<polyline class='faint' points='{_path(at(*p) for p in points)}'/>" for points in behind]
     for name, band in (bands or {}).items():
         around = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
-        kind = f"b{list(series).index(name)}"
+        kind = f"b{list(series).index(name) % STYLES}"
         parts.append(f"<polygon class='{kind}' points='{_path(at(*p) for p in around)}'/>")
     for i, (name, points) in enumerate(drawn.items()):
-        kind = f"s{list(series).index(name)}"
+        kind = f"s{list(series).index(name) % STYLES}"
         parts.append(f"<polyline class='{kind}' points='{_path(at(*p) for p in points)}'/>")
         if len(points) <= 30:
             parts += [

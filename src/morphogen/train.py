@@ -29,7 +29,22 @@ from torch import Tensor, nn
 
 from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
-from .core import Batch, CannotRestore, Lives, Loss, Model, Phase, Place, Source, State, Update, each, fold, size
+from .core import (
+    Batch,
+    CannotRestore,
+    Lives,
+    Loss,
+    Model,
+    Phase,
+    Place,
+    Source,
+    State,
+    Update,
+    beneath,
+    each,
+    fold,
+    size,
+)
 from .device import choose_device, compiler_works, recompute
 from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
@@ -663,8 +678,8 @@ class Training:
                 hook(self)
 
     def _log_line(self) -> None:
-        lived = {"env_steps": self.source.env_steps} if isinstance(self.source, Lives) else {}
-        line = self.log.line(self.step, lived)
+        lives: Lives | None = beneath(self.source, Lives)
+        line = self.log.line(self.step, {} if lives is None else {"env_steps": lives.env_steps})
         self.voice.report(self.step, line)
 
     def _measure(self, heldout: HeldOut) -> bool:

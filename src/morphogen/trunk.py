@@ -25,6 +25,8 @@ from .posthoc import Snapshots
 from .spec import Json, Remembers, arguments, call, differences, spec
 from .train import Trainer
 
+ENDLESS = 10**9  # steps of a trunk
+
 
 def rescheduled(optim: Any, schedule: Schedule) -> Any:
     """A maker of optimisers (or several by name) with another schedule. Raises UserError for one that has none."""
@@ -68,11 +70,12 @@ def cooled(experiment: Experiment, warmup: int, share: float, metric: str | None
 
 
 def trunk_of(experiment: Experiment, warmup: int) -> Experiment:
-    """The trunk that such runs branch from: at a constant rate, as long as the longest of them. It is never trained to
-    its end, where it would log and measure what a longer one does not.
+    """The trunk that such runs branch from: at a constant rate, and never trained to its end, so that it knows nothing
+    of how long they are and longer ones can be added.
     """
-    steps, optim = experiment.trainer.steps, rescheduled(experiment.trainer.optim, Constant(warmup))
-    own = {**arguments(experiment.trainer), "save_every": steps, "optim": optim, "heldout": None, "hooks": ()}
+    optim = rescheduled(experiment.trainer.optim, Constant(warmup))
+    own = {**arguments(experiment.trainer), "steps": ENDLESS, "save_every": ENDLESS, "optim": optim}
+    own |= {"heldout": None, "hooks": ()}
     return Experiment(experiment.model, experiment.data, call(Trainer, own))
 
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from morphogen.core import Noise, keys
+from morphogen.core import Noise, fold, keys
 
 SHAPES = [(), (1,), (2,), (3,), (5,), (8,), (1, 8, 8), (3, 5, 7), (64,), (0,)]
 GOLDEN = 0x9E3779B97F4A7C15
@@ -55,6 +55,25 @@ def test_every_bit_is_what_the_definition_in_torch_says(count, dtype):
             assert noise.uniform(*shape, dtype=dtype).is_contiguous()
             assert noise.normal(*shape, dtype=dtype).is_contiguous()
             assert torch.equal(noise.normal(*shape, dtype=dtype), normal(key, 5, shape, dtype)), shape
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (0,)])
+def test_keys_are_of_integers_of_any_kind_and_shape(dtype, shape):
+    """Each by the finaliser in Python's own integers."""
+    n = torch.Size(shape).numel()
+    index = (torch.arange(n) * 7).to(dtype).reshape(shape)
+    found = keys(index, 5, 9)
+    expected = []
+    for i in range(n):
+        z = (7 * i * GOLDEN + fold(5, 9)) % (1 << 64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            z = (z ^ (z >> shift)) * factor % (1 << 64)
+        expected.append(signed(z))
+    assert (found.dtype, found.shape) == (torch.int64, torch.Size(shape))
+    assert found.flatten().tolist() == expected
+    if shape == (6,):
+        assert torch.equal(keys(index[::2], 5, 9), found[::2])
 
 
 FROZEN = {

@@ -292,7 +292,7 @@ def test_moments_at_their_edges():
     assert moments.mean.tolist() == [2, 5]
     assert moments.variance.tolist() == [1, 0]
     assert moments(x.double()).dtype == torch.float64
-    with pytest.raises(UserError, match="clip at 0"):
+    with pytest.raises(UserError, match="clip=0,"):
         Moments(clip=0)
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from morphogen.core import Act, Loss, Model, Place, leaves
+from morphogen.core import Act, Loss, Model, Noise, Place, leaves
 from morphogen.errors import UserError
 from morphogen.rl.env import CartPole, Simulated
 from morphogen.rl.losses import importance, prioritised
@@ -75,6 +75,17 @@ def test_every_place_is_drawn_alike():
         batch = source.next(Chance(), {})
     share = torch.bincount(batch["index"], minlength=40) / 4000
     assert float((share - 1 / 40).abs().max()) < 5 * (1 / 40 / 4000) ** 0.5
+
+
+def test_the_noise_of_a_sample_knows_nothing_of_its_place():
+    """E z² = 1 and E u = ½ wherever in the memory a sample is from: its key is another than the one that chose it."""
+    batch = started(batch=40_000, warmup=20).next(Chance(), {})
+    place, n = batch["index"], 40_000 / 40
+    for key in (batch["key"], ~batch["key"]):
+        z, u = Noise(key).normal(dtype=torch.float64), Noise(key).uniform(dtype=torch.float64)
+        for values, mean, var in ((z.square(), 1.0, 2.0), (z, 0.0, 1.0), (u, 0.5, 1 / 12)):
+            by_place = torch.zeros(40).double().index_add(0, place, values) / torch.bincount(place, minlength=40)
+            assert float((by_place - mean).abs().max()) < 5 * (var / n) ** 0.5
 
 
 def test_priorities_come_back_through_the_door():

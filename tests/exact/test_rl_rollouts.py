@@ -7,17 +7,21 @@ import copy
 import pytest
 import torch
 
-from morphogen.core import Act, Loss, Model, Noise, Place, leaves
+from morphogen.core import Act, Lives, Loss, Model, Noise, Place, beneath, leaves
+from morphogen.data.augment import Augmented
 from morphogen.errors import UserError
 from morphogen.rl.env import CartPole, Pendulum, Simulated
 from morphogen.rl.player import Player, forgotten
+from morphogen.rl.presets import ppo
 from morphogen.rl.returns import gae
 from morphogen.rl.rollouts import (
     GAE,
     MonteCarlo,
     Online,
+    Recent,
     Rollouts,
     by_environment,
+    by_step,
     standard,
 )
 from morphogen.rl.tabular import grid4
@@ -105,13 +109,73 @@ def test_epochs_and_pieces_serve_every_sample_once_each():
     assert len(torch.cat([b["key"] for b in batches]).unique()) == 24
     fresh = source.next(Told(), {})
     assert not torch.equal(fresh["obs"].sort(0).values, batches[0]["obs"].sort(0).values)
-    with pytest.raises(UserError, match="does not divide into 5 pieces"):
-        started(Rollouts(pole(4), 6, pieces=5)).next(Told(), {})
+    with pytest.raises(UserError, match="24 samples does not divide into 5 pieces: take 4 or 6"):
+        Rollouts(pole(4), 6, pieces=5)
+    with pytest.raises(UserError, match="3 samples does not divide into 4 pieces: take 3"):
+        Rollouts(pole(3), 6, pieces=4, cut=by_environment)
+    with pytest.raises(UserError, match="6 samples does not divide into 4 pieces: take 3 or 6"):  # of a rank
+        started(Rollouts(pole(4), 3, pieces=4), ranks=2).next(Told(), {})
+    with pytest.raises(UserError, match="24 samples does not divide into 7 pieces: take 6 or 8"):  # cut one's own way
+        started(Rollouts(pole(4), 6, pieces=7, cut=lambda rows: {**by_step(rows)})).next(Told(), {})
     with pytest.raises(UserError, match="1 or more of each"):
         Rollouts(pole(), 0)
     standardised = started(Rollouts(pole(4), 6, pieces=2, finish=standard)).next(Told(), {})["advantage"]
     assert standardised.mean().item() == pytest.approx(0, abs=1e-5)
     assert standardised.std().item() == pytest.approx(1, abs=1e-5)
+
+
+class Worth(Model):
+    """Its value is of what it sees and of what it remembers; it counts how often it is asked."""
+
+    def __init__(self, mapped=False):
+        super().__init__()
+        self.asked, self.mapped = 0, mapped
+
+    def act(self, obs, memory=None, *, noise):
+        self.asked += 1
+        count = torch.zeros(len(obs), 1) if memory is None else memory["n"] if self.mapped else memory
+        info = {"value": 100 * count[:, 0] + obs[:, 0]}
+        return Act(noise.integers(2), info, {"n": count + 1} if self.mapped else count + 1)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_all_cut_episodes_are_valued_at_once(mapped):
+    """By the memory of before the end, beside a player that goes the same way; with one question more than steps."""
+    agent, length = Worth(mapped), 15
+    batch = started(Rollouts(Simulated(CartPole(limit=4), 3), length)).next(agent, {})
+    assert agent.asked == length + 1
+    after, cut = batch["after"].view(length, 3), batch["truncated"].view(length, 3)
+    player, cuts = Player(Simulated(CartPole(limit=4), 3), Place(seed=5)), 0
+    for t in range(length):
+        act = player.act(agent)
+        step = player.step(act)
+        value = agent.act(step.final, act.memory, noise=Noise.seeded(0, 3)).info["value"]
+        assert torch.equal(cut[t], step.truncated)
+        assert torch.equal(after[t][cut[t]], value[cut[t]])
+        cuts += int(cut[t].sum())
+    assert cuts == 9
+    assert torch.equal(batch["after"].view(length, 3)[-1], value)
+
+
+def test_steps_are_counted_under_whatever_wraps_their_source():
+    env = pole(4)
+    for make, steps in ((lambda: Online(env), 1), (lambda: Recent(env, 3), 1), (lambda: Rollouts(env, 5), 5)):
+        source = started(make())
+        source.next(Told(), {})
+        assert beneath(Augmented(Augmented(source, ()), ()), Lives).env_steps == 4 * steps
+    assert beneath(object(), Lives) is None
+
+
+def test_an_estimate_says_what_it_likes():
+    """One without a return explains none, and what learns from one says that it is missing."""
+    advantage = lambda rows: {"advantage": rows["reward"]}  # noqa: E731
+    batch = started(Rollouts(pole(), 5, estimate=advantage)).next(Told(), {})
+    assert torch.equal(batch["advantage"], batch["reward"])
+    assert not {"return", "explained"} & set(batch)
+    agent = ppo(pole())
+    batch = started(Rollouts(pole(), 5, estimate=advantage)).next(agent, {})
+    with pytest.raises(UserError, match="no 'return' to learn from"):
+        agent.loss(batch)
 
 
 def test_a_large_kl_ends_a_stretch():
@@ -123,7 +187,9 @@ def test_a_large_kl_ends_a_stretch():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Rollouts(pole(), 5, epochs=2, pieces=3), lambda: Online(pole())], ids=["rollouts", "online"]
+    "make",
+    [lambda: Rollouts(pole(), 5, epochs=2, pieces=3), lambda: Online(pole()), lambda: Recent(pole(), 3)],
+    ids=["rollouts", "online", "recent"],
 )
 @pytest.mark.parametrize("at", [0, 1, 4, 9])
 def test_a_saved_state_goes_on_with_the_same_batches(make, at):

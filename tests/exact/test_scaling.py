@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,8 +120,6 @@ def test_a_new_run_falls_within_what_is_told_of_it() -> None:
     for law in laws:
         told = law.predict(2e6, 1.6e7)
         assert told.low < told.value < told.high
-        mean = law.mean(2e6, 1.6e7)
-        assert mean.high - mean.low < told.high - told.low
         new = curve(TRUTH, 2e6, 1.6e7) * np.exp(noise * rng.standard_normal(100))
         hits += int(((told.low <= new) & (new <= told.high)).sum())
     assert hits >= 0.75 * 200
@@ -139,10 +138,37 @@ def test_a_law_is_kept_as_json(tmp_path: Path) -> None:
         "2 times more parameters than any run that the law was fitted to",
         "10 times more tokens than any run that the law was fitted to",
     ]
-    for text in ("", "[]", '{"format": 1}', '{"format": 2}', json.dumps(law.page() | {"law": 3})):
+    page = law.page()
+    spoilt: list[dict[str, Any]] = [
+        {"law": 3},
+        {"law": page["law"] | {"alpha": math.nan}},
+        {"law": page["law"] | {"beta": -1.0}},
+        {"draws": []},
+        {"draws": [[1.0, 2.0]]},
+        {"draws": [[math.inf] * 5]},
+        {"scatter": []},
+        {"scatter": [[0.1]]},
+        {"scatter": 0.1},
+        {"points": []},
+        {"points": [{"n": 1}]},
+        {"points": [{"n": -1, "d": 1, "loss": 1, "run": ""}]},
+        {"level": 90},
+        {"arguments": []},
+        {"size": "width"},
+    ]
+    for text in ("", "[]", '{"format": 1}', '{"format": 2}', *(json.dumps(page | change) for change in spoilt)):
         file.write_text(text)
         with pytest.raises(UserError, match=r"law\.json"):
             read_law(file)
+
+
+def test_what_the_runs_do_not_tell_is_said() -> None:
+    """A loss that does not fall with the size, or falls with it by less than the runs scatter."""
+    assert fit(planted(0.003, 4), draws=1).untold() == []
+    flat = np.array([1.2, 0.0, 60.0, 0.35, 0.30])
+    assert fit(planted(0.003, 4, flat), draws=1, about={"unit": "tokens"}).untold() == ["parameters"]
+    rises = [p._replace(loss=1.2 + 30 * p.n**-0.35 + 0.1 * p.d / 8e6) for p in planted(0.0, 0)]
+    assert fit(rises, draws=1, about={"unit": "tokens"}).untold() == ["tokens"]
 
 
 def test_runs_that_tell_no_law_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,7 +17,7 @@ from typing import Literal
 import pytest
 import torch
 
-from morphogen.cli import main
+from morphogen.cli import VERBS, main
 from morphogen.cli.flags import REQUIRED, Flag, flags_of, restored
 from morphogen.cli.line import convert, finish, scan
 from morphogen.core import Noise, keys
@@ -100,6 +101,29 @@ def test_a_docstring_explains_its_arguments() -> None:
     assert texts["where"] == "a path"
     assert "tensor" not in texts
     assert texts["span"] == ""
+
+
+def test_names_that_are_explained_together_may_stand_on_two_lines() -> None:
+    def broken(first: int = 1, second: int = 2, third: int = 3, last: int = 4) -> None:
+        """Counts.
+
+        first: one; with first and second it is two. second,
+        third: what comes after. last:
+        the end. It may be long.
+        """
+
+    texts = {f.name: f.text for f in flags_of(broken)}
+    assert texts["first"] == "one; with first and second it is two"
+    assert texts["second"] == texts["third"] == "what comes after"
+    assert texts["last"] == "the end. It may be long"
+
+
+def test_every_flag_of_every_verb_is_explained() -> None:
+    verbs = [one for verb in VERBS.values() for one in (verb.values() if isinstance(verb, dict) else [verb])]
+    for verb in verbs:
+        flags = flags_of(verb.do, skip=("context",))
+        heads = re.compile(rf"(?:^|[.;:)] |, )(?:{'|'.join(f.name for f in flags)}): ")
+        assert {f.name: f.text for f in flags if not f.text or heads.search(f.text)} == {}, verb.do.__name__
 
 
 def test_values_survive_json() -> None:

@@ -189,6 +189,19 @@ def test_the_verb_says_it_all_and_leaves_nothing(elsewhere: None, capsys: pytest
     assert not list(Path("cache").rglob("order.json"))
 
 
+def test_where_nothing_is_held_out_no_law_is_promised(
+    elsewhere: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = import_recipe("cartpole-ppo")(experience=640, envs=2, length=16, epochs=2, pieces=1, width=8)
+    monkeypatch.setattr(
+        "morphogen.cli.plan.rehearsed", lambda folder, *_, **__: rehearse(made, folder / "run", device="cpu", seconds=0)
+    )
+    assert main(["plan", "cartpole-ppo"]) == 0
+    last = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("final")]
+    assert ["nothing is held out" in line for line in last] == [True]
+    assert "scale" not in last[0]
+
+
 WATCHED = (  # what a command took: its parent is small, so that the peak is its own
     "import json, resource, subprocess, sys, time; t = time.time(); done = subprocess.run(sys.argv[1:],"
     " capture_output=True, text=True); used = resource.getrusage(resource.RUSAGE_CHILDREN);"

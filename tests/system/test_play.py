@@ -84,7 +84,12 @@ def test_seeds_are_scores(seeds: list[Path], capsys: pytest.CaptureFixture[str])
         ("{0} {1} {0}", "seed 0"),
         ("{0} {1} --ema 0.9 0.99", "one average"),
         ("{0} --judge {0}", "--judge"),
-        ("{0} --n 0", "no interval"),
+        ("{0} --n 0", "no interval of episodes"),
+        ("{0} --n 1", "no interval of episodes"),
+        ("{0} --n -1", "--n -1"),
+        ("{0} --importance 1000", "--importance"),
+        ("{0} --bogus 3", "no flag of Control '--bogus'"),
+        ("{0} {1} --greedily", "did you mean '--greedy'"),
         ("{0} --limit 0", "--limit 0"),
         ("{0} --greedy --sample", "exclude each other"),
     ],
@@ -142,7 +147,9 @@ def test_a_sheet_of_several(seeds: list[Path], tmp_path: Path, capsys: pytest.Ca
     assert len(lengths) == 4
     found = frames(film)
     assert found[0][0].size == (2 * 104 + 4, 2 * 104 + 4)
-    assert len(found) <= 2 + 4 + max(lengths) // 2  # every other one, and those at which one ends
+    shown = {*range(0, max(lengths) + 1, 2), *lengths}  # every other step, and those at which one ends
+    assert sum(time for _, time in found) == 100 * (len(shown) + 3)  # alike ones are stored as one; the last is held
+    assert 2 <= len(found) <= len(shown)
     assert run(f"play {seeds[1]} --sample --episodes 3 --limit 30") == 0
     assert "3 episodes of grid4" in capsys.readouterr().out
 
@@ -203,6 +210,7 @@ def dices(name: str = "CartPole-v1") -> mg.Experiment:
         ("{0} --film --episodes 100", "36 at most"),
         ("{0} --episodes 0", "--episodes 0"),
         ("{0} --fps 0", "--fps 0"),
+        ("{0} --film --size 100000", "2048 pixels at most"),
         ("{0} --greedy --sample", "exclude each other"),
     ],
 )

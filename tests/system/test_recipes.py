@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from morphogen.cli.flags import flags_of
 from morphogen.core import Acts, Noise, can
 from morphogen.data.encoded import Encoded
 from morphogen.data.items import Pairs, Tensors
@@ -145,6 +147,14 @@ def needs(name: str) -> None:
         and "MORPHOGEN_DATA" not in os.environ
     ):
         pytest.skip(f"{name} reads files, and MORPHOGEN_DATA names no folder of them")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_flag_is_explained_and_alone(name: str) -> None:
+    """None without help, and none whose help runs on into that of another."""
+    flags = flags_of(import_recipe(name))
+    heads = re.compile(rf"(?:^|[.;:)] |, )(?:{'|'.join(f.name for f in flags)}): ")
+    assert {f.name: f.text for f in flags if not f.text or heads.search(f.text)} == {}
 
 
 def test_all_are_small_here_and_described() -> None:

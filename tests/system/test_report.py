@@ -146,7 +146,7 @@ def test_text_of_a_run_is_no_markup(run: Path) -> None:
 def test_it_says_what_is_in_the_run(run: Path) -> None:
     text = " ".join(read(report.write(run)).text)
     for words in (
-        *("<cats>", "width=64", "100 of 100 steps", "20.0 s", "abacus, 2 cores, 1 threads", "torch 9", "12,345"),
+        *("<cats>", "width=64", "100 of 100 steps", "20 s", "abacus, 2 cores, 1 threads", "torch 9", "12,345"),
         *("agreement", "0.9750", "0.9600 … 0.9850", "share <of> samples", "guidance 2.0", "Samples at step 100"),
         *("morphogen sample", "'", "cats & dogs", "loss", "accuracy"),
     ):

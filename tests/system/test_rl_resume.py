@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from morphogen.experiment import Experiment
 from morphogen.hooks import Voice
+from morphogen.own import restore_own
 from morphogen.recipes.cartpole_dqn import cartpole_dqn
 from morphogen.recipes.cartpole_ppo import cartpole_ppo
 from morphogen.recipes.cartpole_recurrent import cartpole_recurrent
@@ -83,3 +86,24 @@ def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
     voice = Said()
     assert made().train(tmp_path / "run", voice=voice, device="cpu").step == STEPS
     assert any("Not exact after this resume" in text and "Box2D" in text for text in voice.texts)
+
+
+def test_what_a_source_remembers_comes_back_on_the_device_of_the_training() -> None:
+    """Memories, rewards and what was heard were read from a file, on the CPU."""
+
+    class Kept:
+        def restore(self, state: dict[str, object]) -> None:
+            self.state = state
+
+    held, where = torch.arange(3.0), torch.device("meta")
+    source, voice, ranks = Kept(), Voice(), SimpleNamespace(count=1)
+    training = SimpleNamespace(rank=0, ranks=ranks, device=where, source=source, voice=voice, model=torch.nn.Module())
+    state = {"held": held, "more": {"each": [held, {"n": 3}]}, "memory": None}
+    heard = {"loss": (held, {"kl": held}, {"priority": held})}
+    restore_own(training, {"loop": {"heard": heard}, "source": {"state": state}})  # type: ignore[arg-type]
+    more = source.state["more"]
+    assert source.state["memory"] is None
+    assert more["each"][1] == {"n": 3}  # type: ignore[index]
+    loss = training.heard["loss"]
+    found = [source.state["held"], more["each"][0], loss.value, loss.logs["kl"], loss.seen["priority"]]  # type: ignore[index]
+    assert all(t.device == where for t in found)  # type: ignore[union-attr]

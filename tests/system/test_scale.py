@@ -60,17 +60,19 @@ class Wave(mg.Model):
         return mg.Loss(error.square().mean() + 0.01, {"size": error.detach().abs().mean()})
 
 
-def wave(width: int = 8, steps: int = 40, told: bool = False, ema: float = 0.9, empty: bool = False) -> mg.Experiment:
+def wave(
+    width: int = 8, steps: int = 40, told: bool = False, ema: float = 0.9, empty: bool = False, high: bool = False
+) -> mg.Experiment:
     """A wave.
 
     width: units. steps: of the training. told: whether the model knows how long it is trained. ema: of the weights.
-    empty: nothing is held out.
+    empty: nothing is held out. high: its best is the largest.
     """
     trainer = mg.Trainer(
         steps,
         optim=AdamW(1e-2, schedule=Cosine(warmup=steps // 10)),
         ema=mg.EMA(ema),
-        heldout=mg.HeldOut(every=5, batch=64, patience=1),
+        heldout=mg.HeldOut(5, *(("size", "max") if high else ()), batch=64, patience=1),
         save_every=5,
     )
     data = mg.Data(Shuffled(Waves(64), 8), None if empty else Waves(32, 64))
@@ -208,6 +210,21 @@ def test_a_grid_is_trained_once_and_ends_in_a_law(
     assert {p: p.stat().st_mtime_ns for p in Path("grid").rglob("*.safetensors")} == before
     assert json.loads(Path("grid/law.json").read_text()) == law
 
+    # a longer length goes on from the trunks that are there, and the shorter runs stay as they are
+    assert run(GRID.replace("10 20 40", "10 20 40 50")) == 0
+    kept = {p: at for p, at in before.items() if "trunk" not in p.parts[1]}
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    points = json.loads(Path("grid/law.json").read_text())["points"]
+    assert [p["d"] for p in points] == [8 * s for s in (10, 20, 40, 50)] * 3
+    assert run(GRID) == 0
+
+    # another setting is another grid
+    capsys.readouterr()
+    assert run(f"{GRID} --ema 0.5") == 2
+    said = capsys.readouterr().err
+    assert "Name another folder for this grid (--run FOLDER)." in said
+    assert "--like" not in said
+
     # a run that is lost is made again by the trunk that is there, unless that has gone on
     for lost in ("width-4-steps-40", "width-2-steps-10", "trunk-width-2"):
         shutil.rmtree(Path("grid") / lost)
@@ -264,6 +281,9 @@ def test_runs_alone_keep_the_schedule_of_the_recipe(capsys: pytest.CaptureFixtur
         ("scale waves.py:wave --sizes width 2 4 8 --budgets ema 0.5 0.6 0.7", "the number of steps as it is"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 1 2 3 --width 3", "--width is given beside"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --metric lss", "did you mean 'loss'"),
+        ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 1 20 40", "too few for a warm-up"),
+        ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --cool 0.02", "too few for a warm-up"),
+        ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --high --metric size", "falls, and size"),
     ],
 )
 def test_what_cannot_be_scaled_is_said(typed: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,7 @@ def test_at_the_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.Ca
         ([*words, str(silent)], "nothing in common"),
         ([*words, "--out", "b.pdf"], "end in .html"),
         (["runs", "report", str(runs[0]), "--out", "b.html"], "several runs"),
+        ([*words, "--out", "/proc/b.html"], "'/proc/b.html'"),  # and not a name that it has for a moment
     ):
         assert main(wrong) == 2
         assert says in capsys.readouterr().err

@@ -155,7 +155,9 @@ def _judge(error: Exception, words: Sequence[str]) -> tuple[str, int]:
     if out_of_memory(error):
         return "Memory ran out: take a smaller batch, Trainer(micro=…) or a smaller net.", MISTAKE
     if isinstance(error, OSError) and error.errno is not None:
-        where = f"{str(error.filename)!r}" if error.filename else "a file"
+        where = (
+            repr(str(error.filename).removesuffix(".partial")) if error.filename else "a file"
+        )  # a name for a moment
         what = {
             errno.ENOENT: f"{where} does not exist: check the path.",
             errno.EACCES: f"{where} may not be read or written by you: choose another path or change its permissions.",

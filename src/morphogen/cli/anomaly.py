@@ -153,7 +153,7 @@ def _scored(context: Context, run: Run, by: str | None, normal: Sequence[str], n
     if by is not None and by not in has:
         raise UserError(f"A {type(run.model).__name__} gives no score by {by}: take --by {' or '.join(has)}.")
     items = some(held_out(run), n, seed)
-    device = next(run.model.parameters()).device
+    device = run.device
     with context.tell.progress("item", len(items.x)) as told:
         x, cond = items.x.to(device), items.cond
         cond = None if cond is None else {k: c.to(device) for k, c in cond.items()}

@@ -57,7 +57,7 @@ def codec_run(
         loaded.model = cast("Model", ProbabilityFlow(loaded.model, loaded.model.shape))
     if can(loaded.model, Decodes) and not can(loaded.model, Codec):
         seen = None if extractor is None else _distance(context, extractor, loaded, modules)
-        loaded.model = cast("Model", Inverse(loaded.model, space or "z", distance=seen).to(device_of(loaded)))
+        loaded.model = cast("Model", Inverse(loaded.model, space or "z", distance=seen).to(loaded.device))
     elif space or extractor:
         flag = "--space" if space else "--extractor"
         raise UserError(
@@ -69,11 +69,6 @@ def codec_run(
             " needs an autoencoder, a VAE or another codec (`morphogen train --help` lists recipes)."
         )
     return loaded
-
-
-def device_of(run: Run) -> Any:
-    """Where the run's model is."""
-    return next(run.model.parameters()).device
 
 
 def _distance(context: Context, extractor: Path, run: Run, modules: Sequence[ModuleType]) -> Any:
@@ -160,7 +155,7 @@ class Page:
         from .. import __version__
         from .receipts import command, machine, now, write_json
 
-        device = next((str(p.device) for p in self.run.model.parameters()), "cpu")
+        device = str(self.run.device)
         page = self.page | dict(more)
         if self.measures:
             page["measures"] = {k: m._asdict() for k, m in self.measures.items()}

@@ -19,7 +19,6 @@ from .flags import Flag, choices, flags_of, summary
 from .line import is_flag
 
 Candidates = list[tuple[str, str]]  # what may be typed, and what it means
-_OF_RECIPES = ("train", "plan", "scale")  # verbs that take a recipe and its flags
 
 _SCRIPTS = {
     "bash": r"""_morphogen() {
@@ -90,7 +89,7 @@ def candidates(words: Sequence[str], verbs: Mapping[str, Any], common: Iterable[
     flags = flags_of(verb.do, skip=("context",), positional=True)
     bare, open_ = _read(rest, flags)
     places = [f for f in flags if f.positional]
-    if verb.do.__name__ in _OF_RECIPES:
+    if places and places[0].name == "recipe":
         flags = flags + _of_recipe(bare)
         bare, open_ = _read(rest, flags)
     named = {f.spelled: f for f in flags if not f.positional}

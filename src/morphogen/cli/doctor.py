@@ -17,6 +17,7 @@ from .. import __version__
 from ..data import table
 from ..data.roots import cache
 from ..errors import UserError
+from ..units import storage
 from . import recipe as recipes
 from .context import Context, data_root
 from .receipts import cpu
@@ -130,7 +131,7 @@ def _packages(to_do: list[str]) -> Facts:
         except Exception as error:  # whatever a broken package raises
             state = f"does not import: {recipes.said(error)}"
             to_do.append(f"{package} is installed but {state}: reinstall it, {how}.")
-        found[package] = f"{held.version}, {_bytes(size)}, {state}{label}"
+        found[package] = f"{held.version}, {storage(size)}, {state}{label}"
     return found
 
 
@@ -143,7 +144,7 @@ def _machine(to_do: list[str]) -> Facts:
     if "OMP_NUM_THREADS" in os.environ:
         found["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        found["memory"] = _bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        found["memory"] = storage(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         import resource
 
@@ -155,7 +156,7 @@ def _machine(to_do: list[str]) -> Facts:
         pass
     if Path("/dev/shm").is_dir():
         usage = shutil.disk_usage("/dev/shm")
-        found["shared memory"] = f"{_bytes(usage.free)} free of {_bytes(usage.total)}"
+        found["shared memory"] = f"{storage(usage.free)} free of {storage(usage.total)}"
     return found
 
 
@@ -166,12 +167,12 @@ def _disk(folders: Mapping[str, Path], to_do: list[str]) -> Facts:
         while not there.exists():
             there = there.parent
         free = shutil.disk_usage(there).free
-        found[name] = f"{_bytes(free)} free for {folder}"
+        found[name] = f"{storage(free)} free for {folder}"
         if not os.access(there, os.W_OK) or not there.is_dir():
             found[name] += ", cannot be written"
             to_do.append(f"The folder {str(folder)!r} of the {name} cannot be written: choose another one.")
         if free < _ROOM:
-            to_do.append(f"Only {_bytes(free)} are free for {str(folder)!r}: free some space.")
+            to_do.append(f"Only {storage(free)} are free for {str(folder)!r}: free some space.")
     return found
 
 
@@ -184,14 +185,6 @@ def _data() -> Facts:
         except UserError:
             found[name] = "not found (`morphogen data show` says what is looked for)"
     return found
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.4g} GB"
 
 
 # ---- does it work --------------------------------------------------------------------------------------------------
@@ -207,7 +200,7 @@ def _devices(to_do: list[str]) -> Facts | None:
     for i in range(torch.cuda.device_count()):
         try:
             free, total = torch.cuda.mem_get_info(i)
-            found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {_bytes(free)} free of {_bytes(total)}"
+            found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {storage(free)} free of {storage(total)}"
         except RuntimeError as error:
             found[f"cuda:{i}"] = recipes.said(error)
             to_do.append(f"The device cuda:{i} does not answer ({recipes.said(error)}): look at nvidia-smi.")

@@ -46,7 +46,7 @@ def evaluate(
     n: int | None = None,
     judge: Path | None = None,
     likelihood: int = 0,
-    importance: int = 1000,
+    importance: int | None = None,
     classes: int = 0,
     greedy: bool = False,
     sample: bool = False,
@@ -68,25 +68,26 @@ def evaluate(
     the likelihood alone; of an agent, how many episodes to play (default: 100). judge: the run of a classifier that
     reads the samples (default: for the digits, one that is trained once and kept in the cache folder). likelihood: on
     how many test items it is measured, -1 for all (0: not at all, since a diffusion model's takes minutes). importance:
-    how many draws of its latents weigh each of them, where a model has latents: the more, the tighter the bound (0: a
-    single one's bound alone). classes: how many more samples to draw without a class, for the judge to say of which one
-    they are: the rarest and the commonest (0: none). greedy: let an agent act without chance. sample: let it draw its
-    actions (default: as its paper judges it). limit: steps after which an agent's episode is cut off (default: the
-    environment's own). seed: of the samples, or of the episodes. checkpoint: newest, best or a step. ema: which
-    averaged weights, by decay or length, or live; several are compared (default: the run's first average).
-    device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours
-    which the run uses.
+    how many draws of its latents weigh each of them, where a model has latents: the more, the tighter the bound
+    (default: 1000; 0: a single one's bound alone). classes: how many more samples to draw without a class, for the
+    judge to say of which one they are: the rarest and the commonest (0: none). greedy: let an agent act without chance.
+    sample: let it draw its actions (default: as its paper judges it). limit: steps after which an agent's episode is
+    cut off (default: the environment's own). seed: of the samples, or of the episodes. checkpoint: newest, best or a
+    step. ema: which averaged weights, by decay or length, or live; several are compared (default: the run's first
+    average). device: cpu, cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of
+    yours which the run uses.
     """
-    if n is not None and (n < 0 or n == 1):
-        raise UserError(f"--n {n} samples cannot be measured: take 2 or more, better 1000 (0: none).")
-    if importance < 0:
+    if n is not None and n < 0:
+        raise UserError(f"--n {n} is no number of samples or episodes: take 2 or more (0: the likelihood alone).")
+    if importance is not None and importance < 0:
         raise UserError(f"--importance {importance} draws: take 1000, better 5000 (0: the bound of one draw alone).")
     if classes < 0 or (classes and judge is None):
         raise UserError(f"--classes {classes} draws samples for a judge to read: take 2000, and give --judge RUN.")
     if n == 0 and judge is not None:
         raise UserError("--n 0 draws no samples for the judge to read: take --n 1000, or leave --judge out.")
     acting = manner(greedy, sample, limit)
-    idle = [k for k, v in {"--judge": judge, "--likelihood": likelihood, "--classes": classes}.items() if v]
+    measuring = {"--judge": judge, "--likelihood": likelihood, "--classes": classes}
+    idle = [k for k, v in (measuring | {"--importance": importance is not None}).items() if v]
     with _root(data_root):
         modules = recipes.load_files(with_)
         if others:
@@ -114,6 +115,8 @@ def evaluate(
                 continue
             if acting is not None or limit:
                 home(loaded)  # says that it does not act
+            if n == 1:
+                raise UserError("--n 1 sample cannot be measured: take 2 or more, better 1000 (0: none).")
             options = options_of(context, loaded)
             reader = load_run(context, judge, "newest", device, modules) if judge is not None else None
             pages.append(
@@ -125,7 +128,7 @@ def evaluate(
                     seed=seed,
                     options=options,
                     likelihood=likelihood,
-                    importance=importance,
+                    importance=1000 if importance is None else importance,
                     classes=classes,
                 )
             )
@@ -183,7 +186,7 @@ def measure_run(
     if can(run.model, Judge):
         measures |= _read_well(run, test)
     if isinstance(run.model, Writes) and run.model.codes:
-        measures |= code_use(written(run.model, test, device=_device(run)), run.model.codes)
+        measures |= code_use(written(run.model, test, device=run.device), run.model.codes)
     if can(run.model, Samples) and not n and not likelihood:
         raise UserError("--n 0 without --likelihood leaves nothing to measure: take --n 1000, or --likelihood 1000.")
     if can(run.model, Translates) and n:
@@ -207,7 +210,7 @@ def measure_run(
         "measures": {k: m._asdict() for k, m in measures.items()},
         "heldout": heldout,
         "seconds": round(time.perf_counter() - began, 3),
-        "machine": machine(str(_device(run))),
+        "machine": machine(str(run.device)),
         "command": command(context.typed),
         "morphogen": __version__,
         "at": now(),
@@ -220,7 +223,7 @@ def _read_well(run: Run, test: Items) -> dict[str, Measure]:
     from ..metrics.judge import everything, read
 
     x, label = everything(test)
-    found = read(run.model, x.to(_device(run))).label.cpu()  # type: ignore[arg-type]
+    found = read(run.model, x.to(run.device)).label.cpu()  # type: ignore[arg-type]
     scores = macro(confusion(found, label, max(int(label.max()), int(found.max())) + 1))
     return {"accuracy": accuracy(found, label, "share of test items read right"), **scores._asdict()}
 
@@ -233,16 +236,7 @@ def held_out(run: Run, test: Items, limit: int | None = None) -> dict[str, float
 
     batch = 256 if limit is None else min(limit, 256)
     with torch.no_grad():
-        return HeldOut(batch=batch, limit=limit).measure(run.model, test, run.seed, _device(run))
-
-
-def _device(run: Run) -> Any:
-    """Where the model is: its parameters, or the buffers of one that learns by its own rule."""
-    import itertools
-
-    import torch
-
-    return next(itertools.chain(run.model.parameters(), run.model.buffers()), torch.empty(0)).device
+        return HeldOut(batch=batch, limit=limit).measure(run.model, test, run.seed, run.device)
 
 
 def _likelihoods(
@@ -279,7 +273,7 @@ def _likelihoods(
                 method=method,
                 n=count,
                 seed=seed,
-                device=_device(run),
+                device=run.device,
                 progress=progress,
                 options=options.get(method),
             )
@@ -304,7 +298,7 @@ def _sequences(context: Context, run: Run, test: Items, n: int) -> tuple[dict[st
     began = time.perf_counter()
     context.tell.note(f"The log-probability of {count} test items …")
     with context.tell.progress("log_prob", count) as progress:
-        found = sequences(run.model, test, run.space, n=count, device=_device(run), progress=progress)
+        found = sequences(run.model, test, run.space, n=count, device=run.device, progress=progress)
     return found, {"log_prob": round(time.perf_counter() - began, 3)}
 
 
@@ -344,7 +338,7 @@ def _samples(
             named = f"`morphogen train {JUDGES[kind]}`" if kind in JUDGES else "a classifier"
             context.tell.note(f"Without a judge only the values are compared: train {named} and give --judge RUN.")
         return _distances(x, seen, test, seed, None) | _modes(x, test), None
-    device, judged = _device(judging), {"run": str(judging.path), "step": judging.step}
+    device, judged = judging.device, {"run": str(judging.path), "step": judging.step}
     model = judging.model.cpu()
     if asked is None:
         context.tell.note(f"The net was told no classes: {judging.path} gives the features for distances, and no more.")

@@ -94,12 +94,12 @@ def _parts(f: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     names = "|".join(map(re.escape, inspect.signature(f).parameters))
     if not names:
         return doc.strip(), {}
-    # "width, depth: ..." at the beginning of a line or of a sentence
-    head, *rest = re.split(rf"(?:^|(?<=[.;:)])[ ]|\n)[ \-*]*`?((?:{names})(?:`?, `?(?:{names}))*)`?: ", doc)
+    # "width, depth: ..." at the beginning of a line or of a sentence; lines may end between names and before the text
+    head, *rest = re.split(rf"(?:^|(?<=[.;:)])[ ]|\n)[ \-*]*`?((?:{names})(?:`?,\s+`?(?:{names}))*)`?:\s+", doc)
     texts: dict[str, str] = {}
     for heads, body in zip(rest[::2], rest[1::2], strict=True):
         text = " ".join(re.split(r"\n\s*\n|\n(?=Raises |Returns )", body)[0].split()).rstrip(".;")
-        texts |= dict.fromkeys(re.split(r"`?, `?", heads), text)
+        texts |= dict.fromkeys(re.split(r"`?,\s+`?", heads), text)
     return head.strip(), texts
 
 

@@ -21,7 +21,7 @@ def conclude(context: Context, law: Law, folder: Path, compute: float | None) ->
 
     k = law.about["flops"]
     best: Best | None = None
-    if k:
+    if k and not law.untold():
         compute = compute or 10 * k * max(p.n * p.d for p in law.points)
         best = law.best(compute, k)
     page = law.page() | {
@@ -31,7 +31,7 @@ def conclude(context: Context, law: Law, folder: Path, compute: float | None) ->
     from ..disk import write
 
     write(folder / "law.html", _report(law, folder, compute, best))
-    lines = [_table(law), "", _sentence(law), *([_advice(law, compute, best)] if best and compute else [])]
+    lines = [_table(law), "", _sentence(law), *_advice(law, compute, best)]
     following = f"morphogen plan {law.about['recipe']} --law {folder / 'law.json'}"
     lines += [f"  law      {folder / 'law.json'}", f"  picture  {folder / 'law.html'}", "Next:", f"  {following}"]
     told = {k: v for k, v in page.items() if k not in ("draws", "scatter")}
@@ -65,22 +65,31 @@ def _with_interval(told: Told) -> str:
     return f"{told.value:.4g}  ({told.low:.4g} … {told.high:.4g})"
 
 
-def _advice(law: Law, compute: float, best: Best) -> str:
+def _advice(law: Law, compute: float | None, best: Best | None) -> list[str]:
+    """Where a compute is best spent, or why that is not told."""
+    if untold := law.untold():
+        return [
+            f"These runs do not tell how {law.about['metric']} falls with {' or with '.join(untold)}: vary that over"
+            " more, or train longer. So no best size is told."
+        ]
+    if best is None or compute is None:
+        return []
     beyond = law.beyond(best.n.value, best.d.value)
     doubt = f" That is {' and '.join(beyond)}: an extrapolation." if beyond else ""
-    return (
+    return [
         f"Of {compute:.3g} operations the best use is {best.n.value:,.0f} parameters ({best.n.low:,.0f} …"
         f" {best.n.high:,.0f}) on {best.d.value:,.0f} {law.about['unit']} ({best.d.low:,.0f} … {best.d.high:,.0f}), to"
         f" end at {best.loss.value:.4g} ({best.loss.low:.4g} … {best.loss.high:.4g}).{doubt}"
-    )
+    ]
 
 
-def _short(n: float) -> str:
-    """A number in few letters: 50.3k, 1.05M."""
-    for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= power:
-            return f"{n / power:.3g}{letter}"
-    return f"{n:.3g}"
+def _names(numbers: Sequence[float]) -> dict[float, str]:
+    """Numbers in few letters, 50.3k and 1.05M, where that tells them apart."""
+    short = {}
+    for n in numbers:
+        power, letter = next((p for p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if n >= p[0]), (1.0, ""))
+        short[n] = f"{n / power:.3g}{letter}"
+    return short if len(set(short.values())) == len(short) else {n: f"{n:,.10g}" for n in short}
 
 
 def _report(law: Law, folder: Path, compute: float | None, best: Best | None) -> str:
@@ -90,8 +99,8 @@ def _report(law: Law, folder: Path, compute: float | None, best: Best | None) ->
     from ..svg import chart
 
     unit, metric = law.about["unit"], law.about["metric"]
-    names = {n: _short(n) for n in sorted({p.n for p in law.points})}
-    amounts = sorted({p.d for p in law.points})
+    names = _names(sorted({p.n for p in law.points}))
+    lengths = _names(amounts := sorted({p.d for p in law.points}))
 
     def over(series: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, Any], label: str) -> str:
         drawn = chart(series, label, faint=lines, decades=True)
@@ -102,9 +111,9 @@ def _report(law: Law, folder: Path, compute: float | None, best: Best | None) ->
 
     by_size = {names[n]: [(p.d, p.loss) for p in law.points if p.n == n] for n in names}
     curves = {names[n]: [(d, float(law(n, d))) for d in spread(amounts[0], amounts[-1] * 4)] for n in names}
-    by_amount = {_short(d): [(p.n, p.loss) for p in law.points if p.d == d] for d in amounts}
+    by_amount = {lengths[d]: [(p.n, p.loss) for p in law.points if p.d == d] for d in amounts}
     ns = list(names)
-    across = {_short(d): [(n, float(law(n, d))) for n in spread(ns[0], ns[-1] * 4)] for d in amounts}
+    across = {lengths[d]: [(n, float(law(n, d))) for n in spread(ns[0], ns[-1] * 4)] for d in amounts}
     charts = over(by_size, curves, unit) + over(by_amount, across, "parameters")
     rows = "".join(
         f"<tr><th>{k}</th><td class='n'>{t.value:.5g}</td><td class='n'>{t.low:.5g} … {t.high:.5g}</td></tr>"
@@ -124,8 +133,7 @@ def _report(law: Law, folder: Path, compute: float | None, best: Best | None) ->
         "</div></section>"
     )
     lead = f"<b>{escaped(metric)}</b> = E + A / N<sup>α</sup> + B / D<sup>β</sup>."
-    if best and compute:
-        lead += " " + escaped(_advice(law, compute, best))
+    lead = " ".join([lead, *map(escaped, _advice(law, compute, best))])
     return page_of(
         f"Scaling of {law.about['recipe']}", folder.name, lead, body, f"morphogen {__version__}, {folder.name}"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..units import duration, storage
 from .context import Context, data_root
 from .receipts import command
 from .recipe import Recipe
@@ -86,7 +87,7 @@ def _foretold(law: Law, page: Mapping[str, Any]) -> dict[str, Any]:
     """The final loss by a law, with its interval, and what speaks against it."""
     n, d = page["parameters"]["trained"], page["amount"]["total"]
     told = law.predict(n, d)
-    doubts = law.beyond(n, d)
+    doubts = law.beyond(n, d) + [f"the law's runs do not tell how the loss falls with {what}" for what in law.untold()]
     grid = {*law.about.get("size", ()), law.about.get("budget")}
     there = law.about.get("arguments", {})
     other = [
@@ -111,11 +112,15 @@ def _shown(found: Recipe, page: Mapping[str, Any], law: Path | None) -> str:
         ("parameters", f"{counts['total']:,}", (f"{frozen:,} of them frozen; " if frozen else "") + ", ".join(listed))
     )
     stands = {k: memory[k] for k in ("weights", "gradients", "optimiser", "averages")}
-    rows.append(("standing", size(sum(stands.values())), ", ".join(f"{k} {size(v)}" for k, v in stands.items())))
+    rows.append(("standing", storage(sum(stands.values())), ", ".join(f"{k} {storage(v)}" for k, v in stands.items())))
     if "device" in memory:
-        rows.append(("peak of the GPU", size(memory["device"]), f"measured, of {size(memory['device_total'])}"))
+        rows.append(("peak of the GPU", storage(memory["device"]), f"measured, of {storage(memory['device_total'])}"))
     rows.append(
-        ("peak memory", size(memory["process"]), f"measured, of the process; {size(memory['before'])} before it began")
+        (
+            "peak memory",
+            storage(memory["process"]),
+            f"measured, of the process; {storage(memory['before'])} before it began",
+        )
     )
     rows.append(("time", duration(page["seconds"]), _sum(once, page["times"])))
     repeats = f", each {amount['total'] / amount['distinct']:.2g} times" if amount["distinct"] else ""
@@ -124,13 +129,15 @@ def _shown(found: Recipe, page: Mapping[str, Any], law: Path | None) -> str:
     rows.append(
         (
             "writes",
-            size(disk["checkpoints"]),
-            f"{page['run']}: checkpoints of {size(disk['checkpoint'])}, the newest kept; spec.json, log.jsonl,"
+            storage(disk["checkpoints"]),
+            f"{page['run']}: checkpoints of {storage(disk['checkpoint'])}, the newest kept; spec.json, log.jsonl,"
             " result.json, report.html, pictures",
         )
     )
     loss = page["loss"]
-    if loss is None:
+    if "held-out data" not in page["times"]:
+        rows.append(("final loss", "unknown", "nothing is held out, which a law would be of"))
+    elif loss is None:
         rows.append(
             ("final loss", "unknown", f"no law given: `morphogen scale {found.name}` fits one, --law FILE takes it")
         )
@@ -160,23 +167,3 @@ def _sum(once: Mapping[str, float], times: Mapping[str, int]) -> str:
         each = duration(once[name])
         terms.append(f"{name} {each}" if n == 1 else f"{n:,} × {name} {each}")
     return " + ".join(terms)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def size(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"

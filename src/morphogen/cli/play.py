@@ -19,29 +19,31 @@ if TYPE_CHECKING:
 
 def is_agent(run: Run) -> bool:
     """Whether the run's model acts in environments of its own."""
-    from ..core import Acts, can
-    from ..rl.play import environment
-
-    return can(run.model, Acts) and environment(run.data.train) is not None
+    return not isinstance(_home(run), str)
 
 
 def home(run: Run) -> Env:
     """The environments that a run's agent was trained in. UserError where it does not act."""
+    found = _home(run)
+    if isinstance(found, str):
+        raise UserError(f"The run {str(run.path)!r} {found}.")
+    return found
+
+
+def _home(run: Run) -> Env | str:
+    """The environments of a run's agent, or why there are none."""
     from ..core import Acts, can
     from ..rl.play import environment
 
     if not can(run.model, Acts):
-        raise UserError(
-            f"The run {str(run.path)!r} is a {type(run.model).__name__}, which does not act: `morphogen sample` and"
-            " `evaluate` are for it, and `play` for agents (such as `morphogen train gridworld`)."
+        return (
+            f"is a {type(run.model).__name__}, which does not act: `morphogen sample` and `evaluate` are for it, and"
+            " `play` for agents (such as `morphogen train gridworld`)"
         )
-    found = environment(run.data.train)
-    if found is None:
-        raise UserError(
-            f"The run {str(run.path)!r} was trained on a {type(run.data.train).__name__}, which has no environment to"
-            " play in: train the agent from Online, Rollouts or Replay."
-        )
-    return found
+    return environment(run.data.train) or (
+        f"was trained on a {type(run.data.train).__name__}, which has no environment to play in: train the agent from"
+        " Online, Rollouts or Replay"
+    )
 
 
 def manner(greedy: bool, sample: bool, limit: int | None) -> bool | None:
@@ -86,11 +88,12 @@ def agent_page(
 
     n = 100 if n is None else n
     task = home(run)
+    context.options([], type(run.model).__name__)
     if idle:
         raise UserError(f"{' and '.join(idle)} measure samples, and {str(run.path)!r} is an agent's run: leave it out.")
     if n < 2:
-        raise UserError(f"--n {n} episodes have no interval: take 2 or more, better 100.")
-    began, device = time.perf_counter(), _device(run)
+        raise UserError(f"--n {n} makes no interval of episodes: take 2 or more, better 100.")
+    began, device = time.perf_counter(), run.device
     env = another(task, min(n, AT_ONCE), limit=limit)
     greedy = usually_greedy(run.model) if greedy is None else greedy
     context.tell.note(f"Playing {n} episodes of {title(env)}, {_acting(greedy)} …")
@@ -120,14 +123,6 @@ def agent_page(
     }
 
 
-def _device(run: Run) -> Any:
-    from itertools import chain
-
-    import torch
-
-    return next((t.device for t in chain(run.model.parameters(), run.model.buffers())), torch.device("cpu"))
-
-
 def _acting(greedy: bool) -> str:
     return "without chance" if greedy else "sampling actions"
 
@@ -153,7 +148,7 @@ def played(page: dict[str, Any]) -> str:
 
 # ---- films ---------------------------------------------------------------------------------------------------------
 
-_SEEN_AT_ONCE, _WIDE = 36, 320  # pictures on a sheet; pixels of a picture across, where its own are more
+_SEEN_AT_ONCE, _WIDE, _WIDEST = 36, 320, 2048  # pictures on a sheet; pixels of one across, unless asked; at most
 
 
 def play(
@@ -186,6 +181,8 @@ def play(
     which the run uses.
     """
     acting = manner(greedy, sample, limit)
+    if size is not None and size > _WIDEST:
+        raise UserError(f"--size {size} is too wide for a film: take {_WIDEST} pixels at most.")
     for name, value, such in (
         ("episodes", episodes, "1"),
         ("fps", fps, "30"),
@@ -219,7 +216,7 @@ def play(
             episodes,
             seed=seed,
             greedy=acting,
-            device=_device(loaded),
+            device=loaded.device,
             progress=progress,
             watch=reel.watch if path else lambda env, over: None,
         )

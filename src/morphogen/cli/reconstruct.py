@@ -67,7 +67,7 @@ def reconstruct(
             cond, place = conditions(loaded, len(x), label), torch.arange(len(x))
         else:
             x, cond, place = some(held_out(loaded), n, seed)
-    where, made, errors = next(loaded.model.parameters()).device, [], []
+    where, made, errors = loaded.device, [], []
     with context.tell.progress("item", len(x)) as told:
         for rows in torch.arange(len(x)).split(250):
             part = None if cond is None else each(cond, lambda c: c[rows].to(where))  # noqa: B023

@@ -6,18 +6,15 @@ experiment is built as `train` builds it.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-_BEGAN = time.time()  # before what is imported below
-
-import json  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Mapping, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-from ..errors import UserError  # noqa: E402
+from ..errors import UserError
 
 ANSWER, WORDS = "rehearsal.json", "rehearsal.txt"
 
@@ -38,7 +35,7 @@ def rehearsed(
     """
     order = {"recipe": recipe, "arguments": dict(arguments), "files": [str(f) for f in files], "seed": seed}
     path = folder / "order.json"
-    path.write_text(json.dumps(order | {"device": device, "seconds": seconds}), encoding="utf-8")
+    path.write_text(json.dumps(order | {"device": device, "seconds": seconds, "began": time.time()}), encoding="utf-8")
     with open(folder / WORDS, "wb") as words:
         command = [sys.executable, "-m", __name__, str(path)]
         status = subprocess.run(command, stdout=words, stderr=words, check=False).returncode
@@ -76,7 +73,7 @@ def main(path: Path) -> None:
             seed=page["seed"],
             device=page["device"],
             seconds=page["seconds"],
-            began=_BEGAN,
+            began=page["began"],
         )
     except Exception as error:
         said = {"error": _judge(error, sys.argv)[0]}

@@ -75,7 +75,7 @@ def restore(
     with _root(data_root):
         loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
         space = pictures_space(loaded, "only pictures can be mended")
-        where = next(loaded.model.parameters()).device
+        where = loaded.device
         if pictures:
             x = torch.stack([picture(space, p, context.tell.note) for p in pictures])
             cond = conditions(loaded, len(x), label)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError, unknown
+from ..units import duration
 from .context import Context, data_root
 from .law import conclude
 from .line import convert
-from .plan import duration
 from .recipe import Recipe, load_files
 from .train import noted, resolve
 
@@ -190,35 +190,36 @@ class _Grid:
         import torch
 
         from ..core import Place
-        from ..rehearsal import amount, distinct, flops_of, size_of
+        from ..core import size as count
+        from ..rehearsal import BATCHES, amount, distinct, flops_of, size_of
         from ..trunk import check_alike, warmup_of
 
-        rows = []
-        for size in self.points:
-            tried = [self.made(size, length[self.amount]) for length in self.lengths]
+        grid = [[self.made(size, length[self.amount]) for length in self.lengths] for size in self.points]
+        for tried in grid:
             self._check(tried)
+        if self.cool:
+            self.warmup = min(warmup_of(e.trainer.optim) for tried in grid for e in tried)
+        rows = []
+        for size, tried in zip(self.points, grid, strict=True):
             order = sorted(range(len(tried)), key=lambda i: tried[i].trainer.steps)
             if self.cool:
-                self.warmup = min(warmup_of(e.trainer.optim) for e in tried)
                 for other in tried[1:]:
                     check_alike(tried[0], other)
             first = tried[order[0]]
-            source, taken = first.data.train, 4
+            source = first.data.train
             source.start(Place(device=torch.device("cpu"), seed=self.seed))
-            batches = [source.next(first.model, {}) for _ in range(taken)]
-            steps = [amount(first.model, source, batch, taken) for batch in batches]
-            per_step = sum(n for n, _ in steps) / taken
+            batches = [source.next(first.model, {}) for _ in range(BATCHES)]
+            per_step, unit = amount(first.model, source, batches, BATCHES)
             name = "-".join(f"{k.replace('_', '-')}-{v}" for k, v in size.items())
             cells = [self._cell(size, name, self.lengths[i][self.amount], tried[i].trainer.steps) for i in order]
-            x = len(batches[0].get("index", ())) or 1
             rows.append(
                 Row(
                     self.folder / f"trunk-{name}" if self.cool else None,
                     cells,
                     size_of(first.model),
                     per_step,
-                    steps[0][1],
-                    distinct(source, per_step / x),
+                    unit,
+                    distinct(source, per_step / max(1, count(batches[0]))),
                     flops_of(first.model, batches[0]),
                 )
             )
@@ -232,9 +233,10 @@ class _Grid:
         from ..optim import CoolDown
 
         begins = CoolDown(self.warmup, self.cool).begins(steps) if self.cool else 0
-        if self.cool and begins <= self.warmup:
+        if self.cool and not self.warmup < begins < steps:
             raise UserError(
-                f"{steps} steps end before their warm-up of {self.warmup}: give larger --budgets, or --cool 0."
+                f"{steps} steps are too few for a warm-up of {self.warmup} and to cool down over their last"
+                f" {self.cool:.3g}: give larger --budgets, or --cool 0."
             )
         return Cell(size, name, budget, steps, begins, self.folder / f"{name}-{self.amount}-{budget}")
 
@@ -251,8 +253,12 @@ class _Grid:
                 f"--budgets {self.amount} leaves the number of steps as it is ({steps[0]}): name what sets it."
             )
         own = tried[0].trainer.heldout
-        if self.wish is None and own is not None and own.direction == "min":
-            self.metric = own.metric
+        if own is not None and own.direction == "min":
+            self.metric = self.wish or own.metric
+        elif own is not None and own.metric == self.wish:
+            raise UserError(
+                f"A law is of what falls, and {self.wish} is better where it is larger: leave --metric out."
+            )
 
     def experiment(self, cell: Cell, trunk: bool = False) -> Experiment:
         """The run of a cell, or the trunk of its size, as it is trained."""
@@ -299,29 +305,32 @@ class _Grid:
                     cell.begins - max(0, there),
                     lambda: self._run(self.experiment(last, trunk=True), trunk, last, until=cell.begins),
                 )
-            from ..experiment import write_spec
             from ..trunk import branch
 
-            write_spec(cell.path, self.experiment(cell), self.seed, self._note(cell))
+            self._write(cell.path, self.experiment(cell), cell)
             branch(trunk, cell.begins, cell.path)
         at = max(0, _step(cell.path))
         yield cell.path.name, cell.steps - at, lambda: self._run(self.experiment(cell), cell.path, cell)
 
     def experiment_held(self, cell: Cell) -> None:
         """Hold a finished run against what this command asks for. Raises UserError naming the difference."""
+        self._write(cell.path, self.experiment(cell), cell)
+
+    def _write(self, path: Path, experiment: Experiment, cell: Cell) -> None:
         from ..experiment import write_spec
 
-        write_spec(cell.path, self.experiment(cell), self.seed, self._note(cell))
+        write_spec(
+            path, experiment, self.seed, self._note(cell), instead="Name another folder for this grid (--run FOLDER)."
+        )
 
     def _run(self, experiment: Experiment, path: Path, cell: Cell, until: int | None = None) -> Run:
-        from ..experiment import write_spec
         from ..hooks import Voice
         from .receipts import begin, conclude
 
-        note = self._note(cell)
-        write_spec(path, experiment, self.seed, note)
+        self._write(path, experiment, cell)
         begin(path, self.context.typed, self.device)
-        run = experiment.train(path, seed=self.seed, device=self.device, voice=Voice(), recipe=note, until=until)
+        recipe = self._note(cell)
+        run = experiment.train(path, seed=self.seed, device=self.device, voice=Voice(), recipe=recipe, until=until)
         conclude(run)
         return run
 
@@ -352,7 +361,7 @@ class _Grid:
         for row in rows:
             near = min(known, key=lambda n: abs(math.log(n / row.parameters)))
             seconds += self._left(row)[0] * known[near] * max(1.0, row.parameters / near)
-        return f", at most about {duration(seconds)} left"
+        return f", about {duration(seconds)} left"
 
     def measured(self, rows: Sequence[Row]) -> Iterator[Point]:
         """The held-out loss of every run."""

@@ -26,7 +26,8 @@ def gridworld(
     world: the cliff, the lake (slippery) and the taxi of gymnasium (pip install 'morphogen[rl]'), Sutton and Barto's
     grids, or the ski resort. rule: the target that tables move towards. steps: of each environment. learners: tables
     that learn beside one another, each in an environment of its own; the picture is of the first. gamma: the discount.
-    alpha: the step size, divided by n^decay for an entry's n-th move. epsilon: how often any action is tried.
+    alpha: the step size. decay: that of an entry's n-th move is divided by n^decay. epsilon: how often any action is
+    tried.
     """
     from ..hooks import Portrait
     from ..rl.env.env import Simulated

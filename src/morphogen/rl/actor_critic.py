@@ -17,6 +17,7 @@ divided by the deviation of the returns that the critic learns, which is fixed d
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -52,12 +53,12 @@ class PolicyGradient(Surrogate):
 class Clipped(Surrogate):
     """−E min(ρ A, clip(ρ, 1 − ε, 1 + ε) A). clip: ε. until: the step at which ε, falling linearly, is 0 (None: never).
 
-    Raises UserError where clip or until is not above 0.
+    Raises UserError where clip is not above 0 and finite, or until not above 0.
     """
 
     def __init__(self, clip: float = 0.2, *, until: int | None = None) -> None:
-        if clip <= 0:
-            raise UserError(f"PPO with clip={clip} cannot learn: give one above 0 (the paper's is 0.2).")
+        if not 0 < clip < math.inf:
+            raise UserError(f"PPO with clip={clip} cannot learn: give a number above 0 (the paper's is 0.2).")
         if until is not None and until < 1:
             raise UserError(f"The clip of PPO falls until step {until}: give the number of training steps.")
         self.clip, self.until = clip, until
@@ -76,7 +77,8 @@ class ActorCritic(Model):
     (policy.py). surrogate: the policy's loss. value, entropy: c_v and c_e. value_clip: how far V may move from what it
     was, counted (None: anywhere). core: of a policy with a memory, zeros at the beginning of an episode; it is learnt
     from batches cut `by_environment`. observations, returns: moments, learnt on the way, by which what is seen is
-    standardised, and rewards are scaled. Raises UserError where moments of the returns have no critic to learn them.
+    standardised, and rewards are scaled. Raises UserError where moments of the returns have no critic to learn them,
+    and where a number is out of its range.
     """
 
     judged_greedy: ClassVar[bool] = False  # the papers report the returns of the law that is learnt
@@ -96,6 +98,11 @@ class ActorCritic(Model):
         returns: Moments | None = None,
     ) -> None:
         super().__init__()
+        if not (0 <= value < math.inf and 0 <= entropy < math.inf and (value_clip is None or value_clip > 0)):
+            raise UserError(
+                f"An ActorCritic with value={value}, entropy={entropy}, value_clip={value_clip}: give weights of 0 or"
+                " more, and a value_clip above 0 or None."
+            )
         if returns is not None and critic is None:
             raise UserError("Moments of the returns scale what a critic learns: give one, or leave returns out.")
         self.actor, self.critic, self.law, self.surrogate = actor, critic, law, surrogate
@@ -164,7 +171,10 @@ class ActorCritic(Model):
     # ---- learning
 
     def loss(self, batch: Batch) -> Loss:
-        """L of a batch of `Rollouts`."""
+        """L of a batch of `Rollouts`. Raises UserError where its estimate says too little."""
+        for name in ("advantage",) if self.critic is None else ("advantage", "return"):
+            if name not in batch:
+                raise UserError(f"The batch has no {name!r} to learn from: let the estimate of Rollouts say it.")
         lessons = self._lessons(batch)
         h: Tensor = batch["info"].get("seen", batch["obs"])
         if self.core is not None:

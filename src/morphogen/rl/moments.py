@@ -19,7 +19,7 @@ from ..errors import UserError
 class Moments(Net):
     """Mean and variance of x (N, *shape), a number at a time. clip: c. eps: ε.
 
-    Raises UserError where clip is not above 0.
+    Raises UserError where clip or eps is not above 0.
     """
 
     count: Tensor
@@ -28,8 +28,8 @@ class Moments(Net):
 
     def __init__(self, *shape: int, clip: float = 10.0, eps: float = 1e-8) -> None:
         super().__init__()
-        if clip <= 0:
-            raise UserError(f"Moments that clip at {clip} leave nothing: give a number above 0 (10 is usual).")
+        if not (clip > 0 and eps > 0):
+            raise UserError(f"Moments with clip={clip}, eps={eps}: give numbers above 0 (10 and 1e-8 are usual).")
         self.clip, self.eps = clip, eps
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))

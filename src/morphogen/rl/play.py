@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core import Acts, Greedy, Model, Place, Source, can, fold
+from ..core import Acts, Greedy, Model, Place, beneath, can, fold
 from ..errors import UserError
 from ..spec import arguments, call
 from .env.env import Env, Simulated
@@ -41,20 +41,10 @@ class HasEnv(Protocol):
     env: Env
 
 
-@runtime_checkable
-class Wraps(Protocol):
-    """A source that makes something of another one's batches."""
-
-    source: Source
-
-
 def environment(source: Any) -> Env | None:
     """The environments of a source, from under whatever wraps it; None where it has none."""
-    while not isinstance(source, HasEnv):
-        if not isinstance(source, Wraps):
-            return None
-        source = source.source
-    return source.env
+    found: HasEnv | None = beneath(source, HasEnv)
+    return None if found is None else found.env
 
 
 def another(env: Env, envs: int, *, limit: int | None = None, drawn: bool = False) -> Env:

@@ -17,7 +17,7 @@ from ..core import Act, Acts, Greedy, Model, Noise, Place, State, can, each, key
 from ..errors import UserError
 from .env.env import Env, Step
 
-ACT = 0xAC7  # sets the keys of actions apart
+_ACT = 0xAC7  # sets the keys of actions apart
 
 
 class Player:
@@ -53,7 +53,7 @@ class Player:
     def noise(self) -> Noise:
         """That of the next action."""
         self.steps += 1
-        return Noise(keys(self.index, self.place.seed, ACT, self.steps))
+        return Noise(keys(self.index, self.place.seed, _ACT, self.steps))
 
     def noises(self, n: int) -> list[Noise]:
         """Those of the next n actions."""
@@ -62,11 +62,17 @@ class Player:
         return [Ahead(key, t, drawn) for t in range(n)]
 
     def step(self, act: Act) -> Step:
-        """Do it."""
+        """Do it, and count what it earned."""
+        step = self.go(act)
+        self.earn(step.reward[None], (step.terminated | step.truncated)[None])
+        return step
+
+    def go(self, act: Act) -> Step:
+        """Do it: what it earned is to be counted later, with that of other steps."""
         step = self.env.step(act.action)
-        ended = step.terminated | step.truncated
-        self.earn(step.reward[None], ended[None])
-        self.obs, self.memory = step.obs, forgotten(act.memory, ended)
+        self.obs = step.obs
+        if act.memory is not None:
+            self.memory = forgotten(act.memory, step.terminated | step.truncated)
         return step
 
     def earn(self, reward: Tensor, ended: Tensor) -> None:
@@ -95,7 +101,7 @@ class Player:
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
-        self.running = state["running"].to(self.place.device)
+        self.running = state["running"]
         self.recent = deque(state["recent"], maxlen=100)
 
 

@@ -51,10 +51,12 @@ class Law(Protocol):
 
 
 class Categorical(Net):
-    """One of n actions (B,) int64, by logits (B, n)."""
+    """One of n actions (B,) int64, by logits (B, n). Raises UserError where n is less than 1."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
+        if n < 1:
+            raise UserError(f"A choice among {n} actions is none: give n of 1 or more.")
         self.outputs = n
 
     def sample(self, params: Tensor, noise: Noise) -> Tensor:
@@ -76,10 +78,15 @@ class Categorical(Net):
 
 
 class DiagonalNormal(Net):
-    """m numbers (B, m), independent, about means (B, m). log_sigma: what the parameter begins with."""
+    """m numbers (B, m), independent, about means (B, m). log_sigma: what the parameter begins with.
+
+    Raises UserError where m is less than 1, or log_sigma is no finite number.
+    """
 
     def __init__(self, m: int, log_sigma: float = 0.0) -> None:
         super().__init__()
+        if m < 1 or not math.isfinite(log_sigma):
+            raise UserError(f"A law of {m} numbers with log_sigma={log_sigma}: give 1 or more, and a finite log_sigma.")
         self.outputs = m
         self.log_sigma = nn.Parameter(torch.full((m,), log_sigma))
 
@@ -103,13 +110,15 @@ class DiagonalNormal(Net):
 class Squashed(Net):
     """m numbers (B, m) within (low, high), which tanh makes of m numbers without bounds.
 
-    Raises UserError where a bound is infinite, or there is nothing between them.
+    Raises UserError where m is less than 1, a bound is infinite, or there is nothing between them.
     """
 
     def __init__(self, m: int, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UserError(f"Actions from {low} to {high} cannot be squashed: give finite bounds, low < high.")
+        if m < 1:
+            raise UserError(f"An action of {m} numbers is none: give m of 1 or more.")
         self.m, self.outputs, self.low, self.high = m, m, low, high
         self.middle, self.scale = (low + high) / 2, (high - low) / 2
 

@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import math
 
+from ..errors import UserError
 from ..nets.mlp import MLP
 from ..nets.orthogonal import orthogonal
 from ..nets.recurrent import LSTM
 from .actor_critic import ActorCritic, Clipped, PolicyGradient
-from .env.env import Box, Choice, Env
+from .env.env import Choice, Env
 from .moments import Moments
 from .policy import Categorical, DiagonalNormal
 
@@ -58,8 +59,15 @@ def ppo(
     clip, until: ε, and the training step at which it has fallen to 0. value, entropy: their weights. value_clip: how
     far the value may move, counted. memory: units of an LSTM before both nets; 0 is none. observations, returns:
     whether what is seen is standardised, and rewards are scaled, by moments learnt on the way.
+
+    Raises UserError where a number is out of its range, or the environments see or do what the nets cannot.
     """
-    inputs, law = _spaces(env)
+    if memory < 0:
+        raise UserError(f"A memory of {memory} units cannot be: give 0 for none, or a number such as 64.")
+    shape, law = _spaces(env)
+    if memory and len(shape) != 1:
+        raise UserError(f"What is seen has the shape {shape}, and an LSTM reads rows: flatten it to (n,), or memory=0.")
+    inputs = math.prod(shape)
     return ActorCritic(
         _net(memory or inputs, law.outputs, width, depth, last=0.01),
         _net(memory or inputs, 1, width, depth, last=1.0),
@@ -69,7 +77,7 @@ def ppo(
         entropy=entropy,
         value_clip=value_clip,
         core=orthogonal(LSTM(inputs, memory)) if memory else None,
-        observations=_moments(env) if observations else None,
+        observations=Moments(*shape) if observations else None,
         returns=Moments() if returns else None,
     )
 
@@ -78,9 +86,9 @@ def a2c(
     env: Env, *, value: float = 0.5, entropy: float = 0.01, width: int = 64, depth: int = 2, observations: bool = False
 ) -> ActorCritic:
     """Advantage actor-critic. value, entropy: their weights. observations: whether what is seen is standardised."""
-    inputs, law = _spaces(env)
-    actor, critic = (_net(inputs, n, width, depth, last) for n, last in ((law.outputs, 0.01), (1, 1.0)))
-    seen = _moments(env) if observations else None
+    shape, law = _spaces(env)
+    actor, critic = (_net(math.prod(shape), n, width, depth, last) for n, last in ((law.outputs, 0.01), (1, 1.0)))
+    seen = Moments(*shape) if observations else None
     return ActorCritic(actor, critic, law, PolicyGradient(), value=value, entropy=entropy, observations=seen)
 
 
@@ -91,16 +99,20 @@ def reinforce(
     return a2c(env, value=value, entropy=entropy, width=width, depth=depth, observations=observations)
 
 
-def _spaces(env: Env) -> tuple[int, Categorical | DiagonalNormal]:
-    """How many numbers are seen, and the law of what is done."""
-    inputs = math.prod(env.observation.shape) if isinstance(env.observation, Box) else 1
-    n = env.action.n if isinstance(env.action, Choice) else math.prod(env.action.shape)
-    return inputs, Categorical(n) if isinstance(env.action, Choice) else DiagonalNormal(n)
+def _spaces(env: Env) -> tuple[tuple[int, ...], Categorical | DiagonalNormal]:
+    """The shape of what is seen, and the law of what is done."""
+    seen, done = env.observation, env.action
+    if isinstance(seen, Choice):
+        raise UserError(
+            f"What is seen is one of {seen.n} integers, and these nets read arrays: learn a table (rl/tabular), or give"
+            " an ActorCritic nets that embed integers."
+        )
+    if isinstance(done, Choice):
+        return seen.shape, Categorical(done.n)
+    if len(done.shape) != 1:
+        raise UserError(f"An action here has the shape {done.shape}, and these nets say rows: flatten it to (m,).")
+    return seen.shape, DiagonalNormal(*done.shape)
 
 
 def _net(inputs: int, outputs: int, width: int, depth: int, last: float) -> MLP:
     return orthogonal(MLP(inputs, outputs, width, depth, activation="tanh"), last)
-
-
-def _moments(env: Env) -> Moments:
-    return Moments(*(env.observation.shape if isinstance(env.observation, Box) else (1,)))

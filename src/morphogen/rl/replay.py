@@ -16,7 +16,8 @@ each batch (a sum tree's way is not a tensor's): a millisecond for a million of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,19 +28,20 @@ from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env
 from .losses import importance, prioritised
-from .player import Player, forgotten
+from .player import Player
 
-_DRAW = 0xD2A  # sets the keys of draws apart
+_DRAW, _KEY = 0xD2A, 0x4E7  # set apart the keys that choose places, and those that samples are given
 
 
 class Priorities(Remembers):
     """How the memory is drawn from: alpha of the probabilities, beta of the weights, which goes to 1 in `anneal` steps.
 
+    eps: what is added to every priority that is said, so that a step without an error may be drawn again too.
     Raises UserError where a number is out of its range.
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4, *, anneal: int = 100_000, eps: float = 1e-6) -> None:
-        if not (alpha >= 0 and 0 <= beta <= 1 and anneal >= 1 and eps > 0):
+        if not (0 <= alpha < math.inf and 0 <= beta <= 1 and anneal >= 1 and 0 < eps < math.inf):
             raise UserError(
                 f"Priorities with alpha={alpha}, beta={beta}, anneal={anneal}, eps={eps}: give alpha of 0 or more, beta"
                 " in [0, 1], anneal of 1 or more, and eps above 0."
@@ -75,6 +77,8 @@ class Replay(Remembers):
                 f"A Replay of capacity {capacity} with batch={batch}, warmup={warmup}, every={every}, n={n} and"
                 f" {env.envs} environments: give 1 or more of each, and room for a step of all environments."
             )
+        if not 0 <= gamma <= 1:
+            raise UserError(f"A Replay with gamma={gamma}: give a discount in [0, 1] (0.99 is usual).")
         self.env, self.capacity, self.batch, self.warmup, self.every = env, capacity, batch, warmup, every
         self.n, self.gamma, self.priorities = n, gamma, priorities
 
@@ -97,15 +101,14 @@ class Replay(Remembers):
         self._draws += 1
         n = self.batch // self._place.ranks
         index = torch.arange(n, device=self._place.device) + self._place.rank * n
-        key = keys(index, self._place.seed, _DRAW, self._draws)
-        place, weight = self._drawn(Noise(key), actor.step)
+        place, weight = self._drawn(Noise(keys(index, self._place.seed, _DRAW, self._draws)), actor.step)
         self._last = place
         return {
             **self._samples(place),
             "weight": weight,
             "score": torch.full((n,), self._player.score(), device=place.device),
             "index": place,
-            "key": key,
+            "key": keys(index, self._place.seed, _KEY, self._draws),
         }
 
     def _hear(self, heard: Mapping[str, Loss]) -> None:
@@ -120,10 +123,7 @@ class Replay(Remembers):
         player, rows = self._player, list[dict[str, Any]]()
         for noise in player.noises(steps) if steps > 1 else (player.noise(),):
             obs, act = player.obs, player.act(actor, noise=noise)
-            step = player.env.step(act.action)
-            player.obs = step.obs
-            if act.memory is not None:
-                player.memory = forgotten(act.memory, step.terminated | step.truncated)
+            step = player.go(act)
             rows.append(
                 {
                     "obs": obs,
@@ -204,9 +204,8 @@ class Replay(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         self._total, self._draws = int(state["total"]), int(state["draws"])
-        whole: Callable[[Tensor], Tensor] = lambda t: _wide(t.to(self._place.device), self._rows)  # noqa: E731
-        self._held = each(state["held"], whole)
-        self._weight, self._last = whole(state["weight"]), state["last"].to(self._place.device)
+        self._held = each(state["held"], lambda t: _wide(t, self._rows))
+        self._weight, self._last = _wide(state["weight"], self._rows), state["last"]
 
 
 def _put(held: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], at: int) -> None:

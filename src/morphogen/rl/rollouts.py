@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..spec import Remembers
 from .env.env import Env
 from .losses import standardised
-from .player import ACT, Player, forgotten
+from .player import Player
 from .returns import explained_variance, following, gae, lambda_return
 
 _ORDER = 0x0DE2  # sets the keys of the order of minibatches apart
@@ -113,6 +113,11 @@ class Recent(Remembers):
         self._steps = {k: torch.cat((kept[k][:, 1:], v[:, None]), 1) for k, v in new.items()}
         return {**batch, "steps": dict(self._steps)}
 
+    @property
+    def env_steps(self) -> int:
+        """Steps taken so far."""
+        return self._online.env_steps
+
     def state(self) -> State:
         """The player, and the steps."""
         return {"online": self._online.state(), "steps": self._steps}
@@ -131,9 +136,14 @@ def _kept(act: Act) -> dict[str, Any]:
 
 
 class GAE(Remembers):
-    """Advantages by generalised advantage estimation, and returns A + V, of a critic that says "value"."""
+    """Advantages by generalised advantage estimation, and returns A + V, of a critic that says "value".
+
+    Raises UserError where gamma or lam is not in [0, 1].
+    """
 
     def __init__(self, gamma: float = 0.99, lam: float = 0.95) -> None:
+        if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+            raise UserError(f"GAE with gamma={gamma}, lam={lam}: give both in [0, 1] (0.99 and 0.95 are usual).")
         self.gamma, self.lam = gamma, lam
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
@@ -153,9 +163,14 @@ def _counted(rows: Rows) -> Tensor:
 
 
 class MonteCarlo(Remembers):
-    """Returns to the end, from a critic's "value" on where cut off; what they exceed its value by is the advantage."""
+    """Returns to the end, from a critic's "value" on where cut off; what they exceed its value by is the advantage.
+
+    Raises UserError where gamma is not in [0, 1].
+    """
 
     def __init__(self, gamma: float = 0.99) -> None:
+        if not 0 <= gamma <= 1:
+            raise UserError(f"MonteCarlo with gamma={gamma}: give a discount in [0, 1] (0.99 is usual).")
         self.gamma = gamma
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
@@ -232,6 +247,11 @@ class Rollouts(Remembers):
             raise UserError(
                 f"Rollouts of length {length} in {pieces} pieces for {epochs} epochs hold nothing: 1 or more of each."
             )
+        if most_kl is not None and not most_kl > 0:
+            raise UserError(f"No stretch has a KL below most_kl={most_kl}: give a number above 0 (0.015 is usual).")
+        known = {by_step: length * env.envs, by_environment: env.envs}
+        if cut in known:
+            _divided(known[cut], pieces)
         self.env, self.length, self.estimate = env, length, estimate
         self.epochs, self.pieces, self.cut, self.finish, self.most_kl = epochs, pieces, cut, finish, most_kl
 
@@ -249,11 +269,7 @@ class Rollouts(Remembers):
             self._count += 1
         epoch, piece = divmod(self._used, self.pieces)
         self._used += 1
-        n, left = divmod(size(self._whole), self.pieces)
-        if left:
-            raise UserError(
-                f"A stretch of {size(self._whole)} samples does not divide into {self.pieces} pieces: choose others."
-            )
+        n = _divided(size(self._whole), self.pieces)
         if piece == 0 or self._mixed is None:
             self._mixed = self._mix(epoch)
         if self.pieces == 1:
@@ -282,11 +298,7 @@ class Rollouts(Remembers):
         for noise in player.noises(self.length):
             obs = player.obs
             act = Act(cast("Reviews", actor).decide(obs, noise=noise)) if later else player.act(actor, noise=noise)
-            step = player.env.step(act.action)
-            player.obs = step.obs
-            if act.memory is not None:
-                player.memory = forgotten(act.memory, step.terminated | step.truncated)
-            kept.append((obs, act, step))
+            kept.append((obs, act, player.go(act)))
         rows: dict[str, Any] = {
             "obs": torch.stack([obs for obs, _, _ in kept]),
             "action": torch.stack([act.action for _, act, _ in kept]),
@@ -305,7 +317,7 @@ class Rollouts(Remembers):
         rows["after"] = self._after(actor, rows, [(step.final, act.memory) for _, act, step in kept])
         rows |= self.estimate(rows)
         rows["score"] = torch.full_like(rows["reward"], player.score())
-        if "value" in rows["info"]:
+        if "value" in rows["info"] and "return" in rows:
             rows["explained"] = explained_variance(rows["info"]["value"], rows["return"]).expand_as(rows["reward"])
         whole = dict(self.cut({**rows, "memory": _zeros(memory, kept[0][1].memory)}))
         n = size(whole)
@@ -316,12 +328,17 @@ class Rollouts(Remembers):
         """What the critic says of where each step has led to (T, B); zeros where there is no critic."""
         if "value" not in rows["info"]:
             return torch.zeros_like(rows["reward"])
-        acts, player = cast("Acts", actor), self._player
-        noise = Noise(keys(player.index, self._place.seed, ACT, 0))  # a value draws nothing
-        value: Callable[[Tensor, Any], Tensor] = lambda obs, memory: acts.act(obs, memory, noise=noise).info["value"]  # noqa: E731
-        after = following(rows["info"]["value"], value(player.obs, player.memory))
-        for t in rows["truncated"].any(1).nonzero().flatten().tolist():
-            after[t] = torch.where(rows["truncated"][t], value(*ends[t]), after[t])
+        cut, player = rows["truncated"], self._player
+        seen: list[Batch] = [{"obs": player.obs, "memory": player.memory}]
+        for t in cut.any(1).nonzero().flatten().tolist():
+            obs, memory = ends[t]
+            seen.append(each({"obs": obs, "memory": memory}, lambda x, t=t: x[cut[t]]))  # type: ignore[misc]
+        asked = _joined(seen)  # all in one question, whose answer draws nothing
+        noise = Noise.seeded(0, len(asked["obs"]), device=cut.device)
+        value = cast("Acts", actor).act(asked["obs"], asked["memory"], noise=noise).info["value"]
+        last, of_cuts = value.tensor_split([cut.shape[1]])
+        after = following(rows["info"]["value"], last)
+        after[cut] = of_cuts
         return after
 
     @property
@@ -342,9 +359,26 @@ class Rollouts(Remembers):
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._player.restore(state["player"])
-        to: Callable[[Tensor], Tensor] = lambda t: t.to(self._place.device)  # noqa: E731
-        self._begins, self._whole, self._mixed = to(state["begins"]), each(state["whole"], to), None
+        self._begins, self._whole, self._mixed = state["begins"], dict(state["whole"]), None
         self._count, self._used = int(state["count"]), int(state["used"])
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors (B, ...) as one, mappings of them name by name; None of None."""
+    if isinstance(parts[0], Mapping):
+        return {k: _joined([part[k] for part in parts]) for k in parts[0]}
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def _divided(samples: int, pieces: int) -> int:
+    """How many samples a piece has. Raises UserError where they do not divide."""
+    if samples % pieces:
+        whole = [n for n in range(1, samples + 1) if samples % n == 0]
+        near = [*[n for n in whole if n < pieces][-1:], *[n for n in whole if n > pieces][:1]]
+        raise UserError(
+            f"A stretch of {samples} samples does not divide into {pieces} pieces: take {' or '.join(map(str, near))}."
+        )
+    return samples // pieces
 
 
 def _zeros(memory: Any, like: Any) -> Any:

@@ -13,6 +13,7 @@ draw for both it and α.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ class SAC(Model):
     `Ensemble`. law: of the actions. entropy: its target H̄ in nats, usually −m; None: α stays. alpha: what it begins
     with. tau: of the copies. Before the first step any action is taken. Optimisers may be two: {"critic": …,
     "actor+log_alpha": …} ("actor" where α stays).
-    Raises UserError where alpha or tau is out of its range.
+    Raises UserError where a number is out of its range.
     """
 
     judged_greedy: ClassVar[bool] = True
@@ -52,8 +53,11 @@ class SAC(Model):
         tau: float = 0.005,
     ) -> None:
         super().__init__()
-        if not (alpha > 0 and 0 < tau <= 1):
-            raise UserError(f"SAC with alpha={alpha}, tau={tau}: give alpha above 0, and tau in (0, 1].")
+        if not (0 < alpha < math.inf and 0 < tau <= 1 and (entropy is None or math.isfinite(entropy))):
+            raise UserError(
+                f"SAC with entropy={entropy}, alpha={alpha}, tau={tau}: give a finite entropy or None, alpha above 0,"
+                " and tau in (0, 1]."
+            )
         self.actor, self.critic, self.law, self.target = actor, critic, law, Target(critic)
         self.entropy, self.tau = entropy, tau
         self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=entropy is not None)

@@ -12,6 +12,7 @@ which TD3's authors found to be no better; no batch normalisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -52,7 +53,7 @@ class TD3(Model):
         tau: float = 0.005,
     ) -> None:
         super().__init__()
-        if not (min(sigma, clip, noise) >= 0 and delay >= 1 and 0 < tau <= 1):
+        if not (0 <= sigma < math.inf and clip >= 0 and 0 <= noise < math.inf and delay >= 1 and 0 < tau <= 1):
             raise UserError(
                 f"TD3 with sigma={sigma}, clip={clip}, delay={delay}, noise={noise}, tau={tau}: give sigma, clip and"
                 " noise of 0 or more, a delay of 1 or more, and tau in (0, 1]."

@@ -94,7 +94,7 @@ class Env(Protocol):
         ...
 
     def restore(self, state: State) -> Tensor:
-        """Go on from a state: what is seen (B, ...)."""
+        """Go on from a state, whose tensors lie on the device of the place: what is seen (B, ...)."""
         ...
 
 
@@ -224,9 +224,8 @@ class Simulated(Remembers):
 
     def restore(self, state: State) -> Tensor:
         """Go on from a state: what is seen (B, ...)."""
-        self._here, self._elapsed = state["here"].to(self._key.device), state["elapsed"].to(self._key.device)
+        self._here, self._elapsed, self._steps = state["here"], state["elapsed"], int(state["steps"])
         self._left = self._here
-        self._steps = int(state["steps"])
         return self.task.observe(self._here)
 
     def _noise(self) -> Noise:

@@ -167,7 +167,7 @@ class Gymnasium(Remembers):
         self.reset()
         for env, there in zip(self._all, state["each"], strict=True):
             write(env, there)
-        self._elapsed, self._seen = [int(n) for n in state["elapsed"]], state["seen"].to(self._device)
+        self._elapsed, self._seen = [int(n) for n in state["elapsed"]], state["seen"]
         return self._seen
 
     def _room(self) -> Any:

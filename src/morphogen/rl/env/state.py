@@ -53,10 +53,10 @@ def write(env: Any, state: State) -> None:
     env.np_random.bit_generator.state = json.loads(state["random"])
     if "physics" in state:
         mujoco: Any = importlib.import_module("mujoco")
-        whole = state["physics"]["whole"].numpy()
+        whole = state["physics"]["whole"].cpu().numpy()
         mujoco.mj_setState(env.model, env.data, whole, mujoco.mjtState.mjSTATE_INTEGRATION)
         for k, v in state["physics"]["left"].items():
-            getattr(env.data, k)[:] = v.numpy()
+            getattr(env.data, k)[:] = v.cpu().numpy()
 
 
 def _can_be_written(value: Any) -> bool:
@@ -82,4 +82,5 @@ def _restored(value: Any) -> Any:
     if kind in ("tuple", "list"):
         items = [_restored(v) for v in inside]
         return tuple(items) if kind == "tuple" else items
-    return inside.numpy().copy() if kind == "array" else inside.numpy()[()]
+    number = inside.cpu().numpy()  # as gymnasium has it, whatever the device
+    return number.copy() if kind == "array" else number[()]

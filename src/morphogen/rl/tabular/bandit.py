@@ -12,6 +12,7 @@ Regret after T pulls is Σ_t µ* − µ_{a_t}. For rewards in [0, 1] that of UCB
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -74,9 +75,11 @@ class EpsilonGreedy(Player):
 
 
 class UCB(Player):
-    """The upper confidence bound; every arm once to begin with. c: √2 is UCB1's."""
+    """The upper confidence bound; every arm once to begin with. c: of 0 or more, else UserError; √2 is UCB1's."""
 
     def __init__(self, c: float = 2.0**0.5) -> None:
+        if not 0 <= c < math.inf:
+            raise UserError(f"A bound of c = {c} deviations is none: take 0 or more (UCB1's is √2).")
         self.c = c
 
     def choose(self, record: Record, t: int, noise: Noise) -> Tensor:
@@ -90,7 +93,7 @@ class ThompsonNormal(Player):
     """Thompson's sampling for normal rewards of a known sigma under the prior N(0, prior²)."""
 
     def __init__(self, sigma: float = 1.0, prior: float = 1.0) -> None:
-        if sigma <= 0 or prior <= 0:
+        if not (0 < sigma < math.inf and 0 < prior < math.inf):
             raise UserError(f"Standard deviations sigma = {sigma} and prior = {prior} must lie above 0.")
         self.sigma, self.prior = sigma, prior
 
@@ -118,7 +121,7 @@ class Gradient(Player):
     """A softmax of preferences that follow the gradient of the expected reward, the mean reward as baseline."""
 
     def __init__(self, alpha: float = 0.1) -> None:
-        if alpha <= 0:
+        if not 0 < alpha < math.inf:
             raise UserError(f"A step of alpha = {alpha} learns nothing: take one above 0.")
         self.alpha = alpha
 

@@ -17,6 +17,7 @@ averaged. Departure: of a truncated step sarsa takes the expected value, its nex
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -79,10 +80,14 @@ class Tabular(Model):
         learners: int,
     ) -> None:
         super().__init__()
-        if not (0 <= gamma <= 1 and alpha > 0 and 0 <= epsilon <= 1 and learners >= 1):
+        if not (0 <= gamma <= 1 and 0 < alpha < math.inf and 0 <= epsilon <= 1 and learners >= 1):
             raise UserError(
                 f"A tabular agent has gamma={gamma}, alpha={alpha}, epsilon={epsilon}, learners={learners}: give gamma"
                 " and epsilon in [0, 1], alpha above 0, and at least one learner."
+            )
+        if not (0 <= decay < math.inf and math.isfinite(initial)):
+            raise UserError(
+                f"A tabular agent has decay={decay}, initial={initial}: give a decay of 0 or more, and a finite value."
             )
         self.world, self.gamma, self.alpha, self.decay, self.epsilon = world, gamma, alpha, decay, epsilon
         shape = (*tables, learners, world.states, world.actions)
