@@ -15,24 +15,23 @@ if TYPE_CHECKING:
 
 
 def chorales(
-    data: Path | None, net: Callable[[int, int], Causal], longest: int, batch: int, steps: int, optim: Optim
+    data: Path | None, net: Callable[[int, int], Causal], longest: int, tokens: int, steps: int, optim: Optim
 ) -> Experiment:
     """An experiment over Bach's chorales, or the user's MIDI files. net: made of the number of tokens and `longest`."""
     from ..autoregressive import Autoregressive
     from ..average import EMA
     from ..core import END
-    from ..data.corpus import Corpus, Sequences
+    from ..data.corpus import Corpus, Sequences, by_length
     from ..data.documents import Texts
     from ..data.music import Chorales, MidiFiles, Music, Notes
-    from ..data.source import Shuffled
     from ..heldout import HeldOut
     from ..hooks import SampleGrid
     from ..train import Trainer
 
     pieces: Texts = Chorales() if data is None else MidiFiles(data)
-    tokens = Notes()
-    train, test = (Sequences(Corpus(pieces, tokens, part, end=END), longest) for part in ("train", "test"))
-    model = Autoregressive(net(tokens.size, longest), (longest,), tokens.size, end=tokens.special(END))
+    notes = Notes()
+    train, test = (Corpus(pieces, notes, part, end=END) for part in ("train", "test"))
+    model = Autoregressive(net(notes.size, longest), (longest,), notes.size, end=notes.special(END))
     trainer = Trainer(
         steps,
         optim=optim,
@@ -44,4 +43,4 @@ def chorales(
         log_every=10,
     )
     space = Music(longest, steps=1 if data is None else 4)
-    return Experiment(model, Data(Shuffled(train, batch), test, space), trainer)
+    return Experiment(model, Data(by_length(train, longest, tokens), Sequences(test, longest), space), trainer)

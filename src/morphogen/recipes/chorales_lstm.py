@@ -16,15 +16,16 @@ def chorales_lstm(
     steps: int = 600,
     width: int = 256,
     depth: int = 2,
-    longest: int = 640,
-    batch: int = 16,
+    longest: int = 800,
+    tokens: int = 5000,
     lr: float = 3e-3,
     dropout: float = 0.3,
 ) -> Experiment:
     """An LSTM learns Bach's chorales, or your own MIDI files, as tokens, and writes MIDI.
 
     data: a MIDI file of yours, or a folder of them. steps: training steps. width, depth: of the net. longest: tokens of
-    a piece; what is longer is cut. batch: pieces a step. lr: the largest learning rate. dropout: in training.
+    a piece; what is longer is cut. tokens: of a step's pieces, which are of about one
+    length. lr: the largest learning rate. dropout: in training.
     """
     from ..nets.causal import CausalSequence
     from ..nets.recurrent import LSTM
@@ -35,4 +36,4 @@ def chorales_lstm(
         return CausalSequence(codes, LSTM(width, width, depth, dropout=dropout), dropout=dropout)
 
     optim = AdamW(lr, betas=(0.9, 0.99), weight_decay=0.01, schedule=Cosine(warmup=steps // 20))
-    return chorales(data, net, longest, batch, steps, optim)
+    return chorales(data, net, longest, tokens, steps, optim)
