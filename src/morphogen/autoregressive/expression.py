@@ -4,8 +4,8 @@
     text
 
 Thompson 1968, "Regular expression search algorithm"; Rabin & Scott 1959 (sets of its states are the states of the
-automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII, and \\D,
-\\W, \\S, [^\\s] and so on leave out all that Unicode calls so: readers of expressions differ in this, and none refuses
+automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII;
+\\D, \\W, \\S, [^\\s] and so on leave out all that Unicode calls so: readers of expressions differ in this, and none refuses
 what passes.
 """
 
