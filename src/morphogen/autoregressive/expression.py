@@ -5,8 +5,8 @@
 
 Thompson 1968, "Regular expression search algorithm"; Rabin & Scott 1959 (sets of its states are the states of the
 automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII;
-\\D, \\W, \\S, [^\\s] and so on leave out all that Unicode calls so: readers of expressions differ in this, and none refuses
-what passes.
+\\D, \\W, \\S, [^\\s] and so on leave out all that Unicode calls so: readers of expressions differ in this, and none
+refuses what passes.
 """
 
 from __future__ import annotations
