@@ -78,7 +78,7 @@ def sample(
         rules.insert(0, lambda logits, seen: decode.merged(logits, model.ends))
     if words.size < model.net.codes:  # a table with more rows than there are words: those are no symbols
         none = torch.arange(model.net.codes, device=where) >= words.size
-        none[list(model.ends)] = False
+        none[torch.tensor(model.ends, dtype=torch.long, device=where)] = False
         rules.insert(0, lambda logits, seen: logits.masked_fill(none, -torch.inf))
     law = Autoregressive(model.net, (model.net.length,), model.net.codes, end=model.end)
     rows = torch.from_numpy(ids).long().to(where).expand(n, -1)
