@@ -70,6 +70,8 @@ def test_documents_are_lines_files_and_json(tmp_path: Path) -> None:
     parts = some(tmp_path / "p", train__a="1", train__b="2", valid__c="3")
     assert list(TextFiles(parts).documents("train")) == ["1", "2"]
     assert list(TextFiles(parts).documents("test")) == ["3"]
+    with pytest.raises(UserError, match=r"'README\.txt' beside the folders"):
+        TextFiles(some(parts, README="what this is"))
 
 
 def test_documents_that_come_twice_are_in_one_part(tmp_path: Path) -> None:

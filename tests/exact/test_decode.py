@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 from functools import partial
 from typing import Any
@@ -361,15 +362,15 @@ def test_constraints_of_other_alphabets_are_refused(monkeypatch: pytest.MonkeyPa
         Constraint("a{40,}", ["", "a"], end=0)
 
 
-def test_white_space_that_others_know_is_none_of_what_is_no_white_space() -> None:
+def test_what_others_call_a_space_or_a_digit_is_none_of_what_is_no_such_thing() -> None:
     vocabulary = ["", *map(chr, range(0x250)), *map(chr, range(0x1680, 0x3001)), "\ufeff"]
     zero = torch.zeros(1, dtype=torch.long)
-    for expression in (r"\S", r"[^\s]", r"\s"):
+    for expression in (r"\S", r"[^\s]", r"\s", r"\D", r"[^\d]", r"\W", r"[^\w]", r"\w"):
         rule = Constraint(expression, vocabulary, end=0)
         said = rule(torch.zeros(1, len(vocabulary)), Seen(zero[:, None][:, :0], zero, zero, 3))[0]
         allowed = [t for t, l in zip(vocabulary, said.tolist(), strict=True) if l == 0]
         assert all(re.fullmatch(expression, t) for t in allowed)
-        assert len(allowed) > (5 if expression == r"\s" else 500)
+        assert len(allowed) > (5 if expression in (r"\s", r"\w") else 500)
 
 
 class Counts:
@@ -485,6 +486,66 @@ def test_texts_of_small_schemas(schema: dict[str, Any], valid: list[str], wrong:
     assert not any(map(accepts, [*wrong, "", " ", "nul"]))
 
 
+def any_schema(r: random.Random, depth: int = 0) -> dict[str, Any]:
+    """Keywords put together at random, some of which no value or no reader can follow."""
+    values = [0, 1, 1.0, 2.5, -3, "a", 'q"\\', "", None, True, False, [1], {"a": 1}]
+    inner = (
+        [any_schema(r, depth + 1) for _ in range(3)]
+        if depth < 2
+        else [{"type": "null"}, {"const": 1}, {"enum": [2, "a"]}]
+    )
+    keys: dict[str, Any] = {
+        "type": r.choice(["string", "integer", "number", "boolean", "null", "array", "object", ["integer", "string"]]),
+        "enum": r.sample(values, 3),
+        "const": r.choice(values),
+        "anyOf": inner[:2],
+        "oneOf": inner[:2],
+        "items": inner[0],
+        "minItems": r.randrange(3),
+        "maxItems": r.randrange(4),
+        "properties": dict(zip(["a", 'b"', "c"], inner, strict=True)),
+        "required": r.sample(["a", 'b"', "c"], r.randrange(3)),
+        "minLength": r.randrange(3),
+        "maxLength": r.randrange(4),
+        "pattern": r.choice(['"+', "[^a-z]x?", "^.a$", r"\\|\s", '(ab|"){1,2}', r"[\x00-\x7f]", r"\S\W\D", "a$"]),
+    }
+    if r.random() < 0.5:  # what belongs together
+        of = {"array": ("items", "minItems", "maxItems"), "object": ("properties", "required")}
+        of["string"] = r.choice([("minLength", "maxLength"), ("pattern",)])
+        kind = r.choice([*of, "enum", "oneOf", "anyOf"])
+        return {"type": kind} | {k: keys[k] for k in of[kind] if r.random() < 0.8} if kind in of else {kind: keys[kind]}
+    return {k: keys[k] for k in r.sample(list(keys), r.randrange(1, 4))}
+
+
+def test_no_text_of_any_schema_is_against_it() -> None:
+    """Schemas drawn at random: each is refused in a sentence, or all texts that are drawn of it are valid."""
+    jsonschema = pytest.importorskip("jsonschema")
+    followed, r = 0, random.Random(0)
+    for _ in range(120):
+        schema = any_schema(r)
+        try:
+            expression = json_schema(schema)
+        except UserError:
+            continue
+        machine = automaton(expression, {*map(chr, range(128)), "é", "\u2028"})
+        live = machine.accepts.copy()
+        for _ in range(len(live)):
+            live |= live[machine.after].any(1)
+        if not live[0]:
+            continue
+        followed += 1
+        for _ in range(6):
+            state, text = 0, ""
+            while not (machine.accepts[state] and (len(text) > 60 or not live[machine.after[state]].any())):
+                go = [c for c, k in machine.kinds.items() if live[machine.after[state, k]]]
+                if machine.accepts[state] and r.random() < 0.3:
+                    break
+                c = r.choice(go)
+                state, text = machine.after[state, machine.kinds[c]], text + c
+            jsonschema.validate(json.loads(text), schema)
+    assert followed > 30
+
+
 def test_schemas_that_cannot_be_followed() -> None:
     nested: dict[str, Any] = {"type": "string"}
     for _ in range(3000):
@@ -512,6 +573,7 @@ def test_schemas_that_cannot_be_followed() -> None:
         ({"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]}, "two at once"),
         ({"oneOf": [text, {"type": ["null", "string"]}]}, "two at once"),
         ({"oneOf": [some, {}]}, "two at once"),
+        ({"oneOf": [text, {"properties": {}}]}, "two at once"),  # of which any string is one
         ({"enum": []}, "allows no value"),
         ({"enum": [1], "type": "string"}, "allows no value"),
         ({"enum": 3}, "a list of values"),

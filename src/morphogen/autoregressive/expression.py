@@ -4,14 +4,17 @@
     text
 
 Thompson 1968, "Regular expression search algorithm"; Rabin & Scott 1959 (sets of its states are the states of the
-automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII, and \\S
-and [^\\s] leave out every space that there is, so that nothing passes which another reader of expressions refuses.
+automaton). Characters that no part of an expression tells apart are of one kind. \\d, \\w and \\s are of ASCII;
+\\D, \\W, \\S, [^\\s] and so on leave out all that Unicode calls so: readers of expressions differ in this, and none
+refuses what passes.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +25,6 @@ MOST, WORK = 10_000, 5_000_000  # states that an automaton may have, and parts o
 _DIGITS = frozenset("0123456789")
 _WORD = _DIGITS | frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _SPACE = frozenset(" \t\n\r\f\v")
-_SPACES = _SPACE | frozenset("\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff") | {
-    chr(c) for c in range(0x2000, 0x200B)
-}  # fmt: skip
 _CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 _HEX = frozenset("0123456789abcdefABCDEF")
@@ -93,8 +93,8 @@ class Reader:
             return Chars(frozenset(char))
         char = self.next()
         if char.lower() in _CLASSES:
-            chars = _SPACES if char == "S" or (char == "s" and out) else _CLASSES[char.lower()]
-            return Chars(chars, char.isupper())
+            kind, left_out = char.lower(), char.isupper() or out
+            return Chars(_everywhere(kind) if left_out else _CLASSES[kind], char.isupper())
         if char in ("u", "x"):
             digits = self.text[self.at : self.at + (4 if char == "u" else 2)]
             if len(digits) != (4 if char == "u" else 2) or not _HEX.issuperset(digits):
@@ -125,6 +125,19 @@ class Reader:
                 found |= one.chars
         self.at += 1
         return Chars(frozenset(found), others)
+
+
+@lru_cache
+def _everywhere(kind: str) -> frozenset[str]:
+    """All that Unicode calls a digit, a part of a word or a space."""
+    every = map(chr, range(sys.maxunicode + 1))
+    if kind == "d":
+        return frozenset(filter(str.isdecimal, every))
+    return (
+        frozenset(filter(str.isspace, every)) | {"\ufeff"}
+        if kind == "s"
+        else frozenset(filter(str.isalnum, every)) | {"_"}
+    )
 
 
 def _number(text: str) -> bool:

@@ -193,7 +193,7 @@ def _kinds(schema: Any, root: Any, inside: tuple[str, ...]) -> tuple[set[str], l
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             return set().union(*(_kinds(s, root, inside)[0] for s in schema[key])), None
-    said = schema.get("type", "object" if "properties" in schema else list(_TYPES))
+    said = schema.get("type", list(_TYPES))
     return set(map(str, said if isinstance(said, list) else [said])), None
 
 

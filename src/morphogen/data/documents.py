@@ -2,7 +2,7 @@
 
 A document is a file, or what lies between two separators in one ("\\n": each line), or each line of a .jsonl file,
 under "text". Empty ones are left out. The two parts are, from the first of these that says so:
-    folders train/ and test/ (or val/, valid/, validation/) at the top
+    folders train/ and test/ (or val/, valid/, validation/) at the top, and nothing else there
     of several documents one in so many is held out, drawn by its content, so that a document that comes twice is in one
     part; of a single one the end of it is held out, by characters
 """
@@ -113,11 +113,19 @@ class Files(Remembers):
         yield from parted((d for file in found for d in self.read(file)), part, self.held_out, self.cut)
 
     def _folders(self, found: Sequence[Path]) -> list[str]:
-        """The folder of its part that each file is in; nothing where folders say nothing of parts."""
-        if self.path.is_file():
+        """The folder of its part that each file is in; nothing where folders say nothing of parts.
+
+        Raises UserError for a file beside these folders, of which nobody says whose it is.
+        """
+        tops = [] if self.path.is_file() else [f.relative_to(self.path).parts[0] for f in found]
+        if "train" not in tops or not set(tops) & set(_TEST):
             return []
-        tops = [f.relative_to(self.path).parts[0] for f in found]
-        return tops if "train" in tops and set(tops) & set(_TEST) and set(tops) <= {"train", *_TEST} else []
+        if other := sorted(set(tops) - {"train", *_TEST}):
+            raise UserError(
+                f"{str(self.path)!r} holds {other[0]!r} beside the folders of its parts: put it into train/ or test/,"
+                " or elsewhere."
+            )
+        return tops
 
     def _check(self) -> None:
         """Raise UserError where there is nothing in the files, or in a part that is wanted."""
