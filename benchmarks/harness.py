@@ -91,14 +91,16 @@ class Metric:
 class Work:
     """What a side has built.
 
-    check: called once before timing; see `Check`. main: runs in the worker's main thread while slices are asked for
-    from another one, for a library whose loop cannot be entered and left (see `Gate`).
+    check: called once before timing; see `Check`. rtol: of it, instead of the registry's. main: runs in the worker's
+    main thread while slices are asked for from another one, for a library whose loop cannot be entered and left (see
+    `Gate`).
     """
 
     metrics: dict[str, Metric]
     config: dict[str, Any] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
     check: Callable[[], Check] | None = None
+    rtol: float | None = None
     main: Callable[[], Any] | None = None
 
 
@@ -111,6 +113,7 @@ class Side:
     group: str = ""
     needs: tuple[str, ...] = ()
     smoke: bool = False
+    kept: bool = True
 
 
 class Registry:
@@ -118,6 +121,7 @@ class Registry:
 
     rounds, slice (seconds), budget (seconds of rounds per group): how long. rtol: of the checks.
     pairs: (ours, peer, bound or None): the ratios that matter; a ratio above its bound fails the run.
+    memory: the same of the workers' peak memory, all that a process has (interpreter, weights, optimiser, steps).
     needs: the modules that sides need, by the beginning of their names; those of the longest fitting one count.
     """
 
@@ -130,16 +134,21 @@ class Registry:
         budget: float = 240.0,
         rtol: float = 1e-4,
         pairs: Sequence[tuple[str, str, float | None]] = (),
+        memory: Sequence[tuple[str, str, float | None]] = (),
         needs: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.workload, self.rounds, self.slice, self.budget, self.rtol = workload, rounds, slice, budget, rtol
-        self.pairs, self.needs = tuple(pairs), dict(needs or {})
+        self.pairs, self.memory, self.needs = tuple(pairs), tuple(memory), dict(needs or {})
         self.sides: dict[str, Side] = {}
 
-    def add(self, name: str, build: Callable[[], Work], group: str = "", *, smoke: bool = False) -> None:
-        """A side of a group; only those of a group are compared. smoke: whether `--smoke` runs it."""
+    def add(
+        self, name: str, build: Callable[[], Work], group: str = "", *, smoke: bool = False, kept: bool = True
+    ) -> None:
+        """A side of a group; only those of a group are compared. smoke: whether `--smoke` runs it. kept: whether its
+        worker keeps freed memory; False leaves glibc as its users have it.
+        """
         fitting = max((k for k in self.needs if name.startswith(k)), key=len, default=None)
-        self.sides[name] = Side(name, build, group, () if fitting is None else self.needs[fitting], smoke)
+        self.sides[name] = Side(name, build, group, () if fitting is None else self.needs[fitting], smoke, kept)
 
 
 class Gate:
@@ -342,7 +351,7 @@ def _serve(work: Work, began: float) -> None:
     _say(
         build_s=round(built - began, 2),
         warm_s=warm,
-        config=work.config | {"malloc": os.environ.get("BENCH_MALLOC", "retained")},
+        config=work.config | {"malloc": "retained" if _KEEP_MEMORY.keys() <= os.environ.keys() else "default"},
         versions={d: version(d) for d in work.versions},
         metrics={k: [m.unit, m.kind, m.flops, m.units] for k, m in work.metrics.items()},
     )
@@ -375,7 +384,7 @@ def worker(side: Side) -> None:
             torch.manual_seed(0)
         work = side.build()
         if work.check is not None:
-            _say(check={k: [float(x) for x in v] for k, v in work.check().items()})
+            _say(check={k: [float(x) for x in v] for k, v in work.check().items()}, rtol=work.rtol)
     except Absent as reason:
         _say(absent=str(reason))
         return
@@ -530,13 +539,14 @@ def run_group(reg: Registry, sides: list[Side], a: argparse.Namespace, env: Mapp
                 continue
             log.write(f"\n===== {reg.workload} {side.name}\n")
             log.flush()
-            w = Worker(reg.workload, side, python, log, env)
+            own = env if side.kept else {k: v for k, v in env.items() if k not in _KEEP_MEMORY}
+            w = Worker(reg.workload, side, python, log, own)
             said = w.read()
             check = said.get("check")
             if check is not None:
                 if reference is None:
                     reference = side.name, check
-                elif fault := disagreement(reference[1], check, reg.rtol):
+                elif fault := disagreement(reference[1], check, said["rtol"] or reg.rtol):
                     drop(side.name, error=f"computes something else than {reference[0]}: {fault}")
                     w.close()
                     continue
@@ -618,6 +628,17 @@ def pair(rows: list[dict[str, Any]], ours: str, peer: str, bound: float | None) 
         }
 
 
+def lighter(rows: list[dict[str, Any]], ours: str, peer: str, bound: float | None) -> Iterator[dict[str, Any]]:
+    """The ratio of two sides' peak memory."""
+    done = {r["side"]: r for r in rows if "value" in r}
+    if ours in done and peer in done:
+        ratio = done[ours]["rss_mb"] / done[peer]["rss_mb"]
+        same = done[ours]["checked"] and done[peer]["checked"]
+        yield {"ours": ours, "peer": peer, "metric": "memory", "ratio": ratio, "ratios": [ratio], "bound": bound} | {
+            "checked": same
+        }
+
+
 def table(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
     """Rows and pairs as Markdown."""
     out = []
@@ -688,6 +709,7 @@ def run(name: str, a: argparse.Namespace) -> bool:
         for group in dict.fromkeys(s.group for s in chosen):
             rows += run_group(reg, [s for s in chosen if s.group == group], a, env)
     pairs = [p for ours, peer, bound in reg.pairs for p in pair(rows, ours, peer, bound)]
+    pairs += [p for ours, peer, bound in reg.memory for p in lighter(rows, ours, peer, bound)]
     print(table(rows, pairs) + "\n", flush=True)
     short = {
         "workload": name,

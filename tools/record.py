@@ -4,9 +4,9 @@
 
 copies spec.json and log.jsonl, and writes result.json: the run's own, with its evaluation (where there is one) under
 "evaluation", those of several averages under "averages" by name, the pages of the verbs of the latent space under their
-names, the seconds until the first picture, and those from the beginning to the end of the evaluation; and where
-averages are stored for later, how many megabytes that is. Folders of this machine are left out. Raises an error where
-the run is not finished.
+names, the seconds until the first picture, until the best held-out value, and from the beginning to the end of the
+evaluation; and where averages are stored for later, how many megabytes that is. Folders of this machine are left out.
+Raises an error where the run is not finished.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def record(run: Path, target: Path) -> None:
             result[name] = {k: v for k, v in page.items() if k not in ("run", "runs", "files", "machine")}
             result[name]["command"] = bare(page["command"])
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if best := result.get("best"):  # when it was reached
+        best["seconds"] = max(line["seconds"] for line in lines if "seconds" in line and line["step"] <= best["step"])
     if pictures := [line for line in lines if "picture" in line]:
         result["first_picture_seconds"] = pictures[0]["at_seconds"]
     target.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,10 @@
 
 The net is that of lm_train with 512 positions, in evaluation mode, with the same weights; the symbols must be the same
 before anything is timed. transformers decodes with its default cache, its static one, and that compiled; ours with its
-static cache of cells, without a compiler. `bf16` are the same weights in half precision, where the symbols may differ.
+static cache of cells, without a compiler. `bf16` are the same weights in half precision, where the symbols may differ;
+`int8` are ours in eight bits, the rest in half precision. `limit` decodes nothing: for each step it reads as many bytes
+as there are in the weights and, on average, in the cache, once, at what a sum over them takes here. No decoder that
+reads them for each symbol is quicker, so ours' ratio to it is the distance to what memory allows.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ REG = Registry(
     budget=420,
     needs={"hf": ("transformers",), "xtransformers": ("x_transformers",)},
     pairs=[
-        ("morphogen/b1", "hf-dynamic/b1", 1 / 2),
-        ("morphogen/b1", "hf-static-compile/b1", 1 / 1.6),
-        ("morphogen/b16", "hf-dynamic/b16", 1 / 2.5),
-        ("morphogen/b16", "hf-static-compile/b16", 1 / 1.6),
-        ("morphogen/bf16/b1", "hf-dynamic/bf16/b1", 1 / 2),
-        ("morphogen/bf16/b16", "hf-dynamic/bf16/b16", 1 / 2.5),
+        *[
+            (f"morphogen{dtype}/b{b}", f"hf-{mode}{dtype}/b{b}", bound)
+            for b, default in ((1, 1 / 2), (16, 1 / 2.5))
+            for dtype in ("", "/bf16")
+            for mode, bound in (("dynamic", default), ("static-compile", 1 / 1.6))
+        ],
+        *[(f"morphogen{dtype}/b{b}", f"limit{dtype}/b{b}", None) for b in (1, 16) for dtype in ("", "/bf16", "/int8")],
+        ("morphogen/int8/b1", "morphogen/bf16/b1", None),
+        ("morphogen/int8/b16", "morphogen/bf16/b16", None),
         ("morphogen/b1", "naive/b1", None),
     ],
 )
@@ -108,8 +114,11 @@ def morphogen(batch: int, dtype: str, cached: bool = True) -> Work:
     import torch
 
     from morphogen.autoregressive.generate import generate, greedy
+    from morphogen.nets import int8
 
-    net = our_net(VOCAB, positions()).eval().to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    net = our_net(VOCAB, positions()).eval().to(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    if dtype == "int8":
+        net = int8(net)
     x = prompt(batch)
     if cached:
         return work(
@@ -162,14 +171,37 @@ def nanogpt(batch: int) -> Work:
     return side
 
 
+def limit(batch: int, dtype: str) -> Work:
+    """Reading what a decoder must read."""
+    import torch
+
+    layers, _, width, _ = sizes()
+    weight, number = {"fp32": (4, 4), "bf16": (2, 2), "int8": (1, 2)}[dtype]
+    weights = weight * (layers * 12 * width**2 + VOCAB * width)
+    cache = number * batch * layers * width * (2 * PROMPT + new())  # keys and values, halfway
+    bytes_ = weights + cache
+    what = torch.ones(bytes_ // 4)
+
+    def run() -> None:
+        for _ in range(new()):
+            what.sum()
+
+    config = {"batch": batch, "new": new(), "dtype": dtype, "bytes": bytes_, "of weights": weights}
+    return Work({"decode": Metric(run, "tokens/s", batch * new(), warmup=1)}, config, ("torch",))
+
+
 for b in (1, 16):
     group, small = f"b{b}", b == 1
     for kind in ("dynamic", "static", "static-compile"):
         REG.add(f"hf-{kind}/b{b}", functools.partial(transformers, kind, b, "fp32"), group)
-    REG.add(f"hf-dynamic/bf16/b{b}", functools.partial(transformers, "dynamic", b, "bf16"), group)
+    for kind in ("dynamic", "static-compile"):
+        REG.add(f"hf-{kind}/bf16/b{b}", functools.partial(transformers, kind, b, "bf16"), group)
     REG.add(f"xtransformers/b{b}", functools.partial(xtransformers, b), group)
     REG.add(f"morphogen/b{b}", functools.partial(morphogen, b, "fp32"), group, smoke=small)
     REG.add(f"morphogen/bf16/b{b}", functools.partial(morphogen, b, "bf16"), group)
+    REG.add(f"morphogen/int8/b{b}", functools.partial(morphogen, b, "int8"), group, smoke=small)
+    for dtype, name in (("fp32", ""), ("bf16", "/bf16"), ("int8", "/int8")):
+        REG.add(f"limit{name}/b{b}", functools.partial(limit, b, dtype), group, smoke=small)
     if b == 1:  # 86 s a call at 16
         REG.add("naive/b1", functools.partial(morphogen, b, "fp32", False), group, smoke=True)
         REG.add("nanogpt-nocache/b1", functools.partial(nanogpt, b), group)

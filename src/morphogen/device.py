@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -56,6 +57,22 @@ def recompute(module: nn.Module) -> None:
 
     forward = module.forward
     module.forward = lambda *args, **kw: checkpoint(forward, *args, use_reentrant=False, **kw)
+
+
+PRECISIONS = ("highest", "high", "medium")  # torch's names
+
+
+@contextlib.contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Single-precision products at least so precise within, and as before after it; "highest" changes nothing."""
+    before = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(before)
 
 
 _compiles: bool | None = None

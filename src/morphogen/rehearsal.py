@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .core import Batch, Lives, Model, Phase, Source, beneath, size
-from .data.corpus import Windows
+from .data.corpus import ByLength, Sequences, Windows
 from .data.source import Shuffled
 from .device import choose_device
 from .errors import UserError, out_of_memory
@@ -70,6 +70,8 @@ def distinct(source: Source, per_sample: float) -> float | None:
     """How much there is to learn from before it repeats, in the unit of `amount`; None where it never does, or is not
     known.
     """
+    if isinstance(source, ByLength):
+        return float(sum(s.items.lengths().sum() for s in source.buckets.sources if isinstance(s.items, Sequences)))
     if not isinstance(source, Shuffled):
         return None
     if isinstance(source.items, Windows):  # which may overlap

@@ -45,7 +45,7 @@ from .core import (
     fold,
     size,
 )
-from .device import choose_device, compiler_works, recompute
+from .device import PRECISIONS, choose_device, compiler_works, products, recompute
 from .disk import make, sync_names
 from .errors import UserError, out_of_memory, unknown
 from .experiment import Data, fit_weights, fitting
@@ -81,6 +81,8 @@ class Trainer(Remembers):
     heldout: what to measure on held-out data and how often. hooks: what else to do now and then (pictures).
     save_every, keep: checkpoints. log_every: lines of the log. recompute: gradient checkpointing of every module
     marked `recomputable`. compile: `torch.compile` the nets in place (without a compiler: eagerly, and said once).
+    matmul: torch's `float32_matmul_precision` while it trains; "high" rounds factors to TF32 on a GPU, "medium" takes
+    oneDNN's products on a CPU and rounds factors to bfloat16 where the processor has tiles for that.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Trainer(Remembers):
         log_every: int = 50,
         recompute: bool = False,
         compile: bool = False,
+        matmul: str = "highest",
     ) -> None:
         for name, count in {"steps": steps, "save_every": save_every, "log_every": log_every, "keep": keep}.items():
             if not isinstance(count, int):
@@ -113,11 +116,13 @@ class Trainer(Remembers):
             raise UserError(f"The hook {idle[0]} is never due: its `every` must be at least 1.")
         if dtype not in ("float32", "bfloat16"):
             raise unknown("training dtype", str(dtype), ("float32", "bfloat16"))
+        if matmul not in PRECISIONS:
+            raise unknown("precision of products", str(matmul), PRECISIONS)
         self.steps, self.optim, self.micro, self.clip, self.dtype = steps, optim, micro, clip, dtype
         self.ema = rules_of(ema)
         self.heldout, self.hooks, self.log_every = heldout, hooks, log_every
         self.save_every, self.keep = save_every, keep
-        self.recompute, self.compile = recompute, compile
+        self.recompute, self.compile, self.matmul = recompute, compile, matmul
 
     def fit(
         self,
@@ -139,7 +144,7 @@ class Trainer(Remembers):
         """
         where = choose_device(device)
         training = Training(self, model, data, Path(run), seed=seed, device=where, voice=voice, shard=shard)
-        with training.ranks.watched():
+        with training.ranks.watched(), products(self.matmul):
             training.begin()
             training.loop(self.steps if until is None else min(until, self.steps))
         return training

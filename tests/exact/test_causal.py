@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from morphogen.errors import UserError
-from morphogen.nets.attention import attend
+from morphogen.nets.attention import CAUSAL, attend
 from morphogen.nets.causal import Causal, CausalSequence, CausalTransformer
 from morphogen.nets.dilated import TCN, WaveNet
 from morphogen.nets.memory import Memory, past
@@ -38,6 +38,26 @@ def test_causal_attention_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch
     whole = attend(q, k, v, causal=True)
     monkeypatch.setattr("morphogen.nets.attention.PIECE", 2 * 36 * 2)
     assert torch.allclose(attend(q, k, v, causal=True), whole, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [2, 64, 65, 200])
+def test_causal_attention_in_blocks_has_the_gradients_of_the_masked_softmax(n: int, dtype: torch.dtype) -> None:
+    """Queries, keys and values lie interleaved, as one product leaves them, and share heads."""
+    torch.manual_seed(n)
+    assert n <= CAUSAL[dtype]
+    whole = torch.randn(3, n, 8, 6, dtype=dtype, requires_grad=True)
+    q, k, v = whole.transpose(1, 2).split((4, 2, 2), 1)
+    y, dy = attend(q, k, v, causal=True), torch.randn(3, 4, n, 6, dtype=dtype)
+    (found,) = torch.autograd.grad(y, whole, dy)
+    exact = whole.detach().double().requires_grad_(True)
+    q, k, v = exact.transpose(1, 2).split((4, 2, 2), 1)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(n, n).tril() > 0)
+    (wanted,) = torch.autograd.grad(expected, exact, dy.double())
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert (y.double() - expected).abs().max() < tolerance
+    assert (found.double() - wanted).abs().max() < tolerance * max(1.0, float(wanted.abs().max()))
 
 
 def test_a_block_is_its_formula() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from morphogen.core import Items, Place, Source, Space
-from morphogen.data.corpus import Corpus, Sequences, Windows, by_length
+from morphogen.data.corpus import ByLength, Corpus, Sequences, Windows
 from morphogen.data.documents import Collection, TextFiles, Texts, texts_of
 from morphogen.data.source import Shuffled, in_order
 from morphogen.data.text import Text
@@ -325,10 +325,10 @@ def test_buckets_pad_little_and_weigh_every_token_alike(tmp_path: Path) -> None:
     """
     rng = np.random.default_rng(0)
     corpus = named(tmp_path, [int(n) for n in rng.integers(1, 60, 1500)])
-    source = by_length(corpus, 64, tokens=512)
+    source = ByLength(corpus, 64, tokens=512)
     assert isinstance(source, Source)
     assert spec(build(spec(source))) == spec(source)
-    steps = len(source.sources) and sum(-(-len(s.items) // s.batch) for s in source.sources)
+    steps = sum(-(-len(s.items) // s.batch) for s in source.buckets.sources)
     weight, tokens, seen, padded = Counter[int](), Counter[int](), 0, 0
     for batch in epochs(source, 8 * steps):
         lengths = batch["lengths"]
@@ -342,7 +342,7 @@ def test_buckets_pad_little_and_weigh_every_token_alike(tmp_path: Path) -> None:
     short, long = per.values()
     assert abs(short / long - 1) < 0.05
     with pytest.raises(UserError, match="No document has a length"):
-        by_length(corpus, 64, tokens=512, edges=(1,))
+        ByLength(corpus, 64, tokens=512, edges=(1,)).start(Place())
 
 
 # ---- the space -----------------------------------------------------------------------------------------------------

@@ -98,6 +98,22 @@ def test_the_loop_is_the_bare_loop(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_products_are_as_precise_as_asked_for_and_only_in_training(tmp_path):
+    said = []
+
+    class Told(Fit):
+        def loss(self, batch):
+            said.append(torch.get_float32_matmul_precision())
+            return super().loss(batch)
+
+    fit(tmp_path / "a", seeded(Told), Trainer(1, matmul="medium"))
+    fit(tmp_path / "b", seeded(Told), Trainer(1))
+    assert said == ["medium", "highest"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(UserError, match="medium"):
+        Trainer(1, matmul="meduim")
+
+
 @pytest.mark.parametrize("micro", [1, 2, 5, 12])
 def test_micro_changes_memory_and_no_gradient(tmp_path, micro):
     """Two denominators and ragged lengths: a mean of the pieces' means would be another loss."""

@@ -133,7 +133,7 @@ def test_chorales_are_written_as_midi(tmp_path: Path, capsys: pytest.CaptureFixt
 
     if "MORPHOGEN_DATA" not in os.environ:
         pytest.skip("the chorales are files, and MORPHOGEN_DATA names no folder of them")
-    run, small = str(tmp_path / "run"), ["--width", "8", "--depth", "1", "--longest", "60", "--batch", "2"]
+    run, small = str(tmp_path / "run"), ["--width", "8", "--depth", "1", "--longest", "60", "--tokens", "120"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
         assert call("train", "chorales-lstm", "--steps", "2", "--run", run, "--device", "cpu", *small) == 0

@@ -20,7 +20,7 @@ from ..nets.memory import Memory
 from ..nets.packed import packable, packed
 from .decode import Rules, Seen, applied, guided
 
-PACK_FROM = 64  # steps that repay laying out a net's weights anew; a single row gains nothing by it
+PACK_FROM = 64  # steps that repay laying out a net's weights anew
 Cond = Mapping[str, Any]
 Choice = Callable[[Tensor], Tensor]  # logits (B, codes) to symbols (B,)
 
@@ -196,7 +196,7 @@ def stream(
         net, doubled(tokens[:, :p]), doubled(own) if ragged else None, told, memory, begin=begin, chunk=chunk
     )
     quick = net
-    if steps >= PACK_FROM and b > 1 and isinstance(net, nn.Module) and packable(net):
+    if steps >= PACK_FROM and isinstance(net, nn.Module) and packable(net):
         quick = packed(net, len(doubled(own)))
     row = torch.arange(b, device=device)
     live = torch.ones(b, dtype=torch.bool, device=device)
@@ -224,8 +224,9 @@ def stream(
         yield x, was, Generated(tokens, own)
         if over or left == 0:
             return
-        step, memory = quick.step(doubled(x)[:, None], told, memory, begin=False)
-        logits = step[:, -1]
+        with torch.inference_mode():
+            step, memory = quick.step(doubled(x)[:, None], told, memory, begin=False)
+        logits = step[:, -1].clone()  # a tensor like any other again: rules may differentiate
 
 
 def generate(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..core import NONE
 
-PIECE = 1 << 23  # logits at a time
+PIECE = 1 << 25  # logits at a time: fewer, and the table is read too often
+FEW = 1 << 19  # of them that softmax takes at a time: what stays in the cache
 
 
 @runtime_checkable
@@ -49,39 +50,52 @@ class _Weighted(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, weight: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        backward = any(ctx.needs_input_grad)
-        table, rows = w.to(dtype), max(1, PIECE // len(w))
-        nll = torch.empty(len(h), dtype=torch.promote_types(dtype, torch.float32), device=h.device)
+        wide, table, backward = torch.promote_types(dtype, torch.float32), w.to(dtype), any(ctx.needs_input_grad)
+        nll = torch.empty(len(h), dtype=wide, device=h.device)
         dh = torch.empty_like(h) if backward else None
-        dw = torch.zeros_like(w, dtype=nll.dtype) if backward else None
-        db = torch.zeros_like(b, dtype=nll.dtype) if backward and b is not None else None
+        dw = torch.zeros_like(w, dtype=wide) if backward else None
+        db = torch.zeros_like(b, dtype=wide) if backward and b is not None else None
+        rows = _even(len(h), PIECE // len(w))
+        few = max(1, (FEW if h.is_cpu else PIECE // 4) // len(w))
+        room = torch.empty(rows, len(w), dtype=dtype, device=h.device)
         for start in range(0, len(h), rows):
             piece = slice(start, start + rows)
-            own, y = h[piece].to(dtype), target[piece, None]
-            logits = own @ table.T
-            logits = logits.to(nll.dtype) if b is None else logits.to(nll.dtype).add_(b)
-            said = logits.gather(1, y)
-            total = logits.logsumexp(1, keepdim=True)
-            nll[piece] = (total - said)[:, 0]
-            if dh is None or dw is None:
-                continue
-            g = logits.sub_(total).exp_()  # softmax, where the logits were
-            g.scatter_add_(1, y, torch.full_like(said, -1.0))
-            g.mul_(weight[piece, None])
-            if db is not None:
-                db += g.sum(0)
-            g = g.to(dtype)
-            dh[piece] = (g @ table).to(dh.dtype)
-            if dtype == dw.dtype:
-                dw.addmm_(g.T, own)
-            else:
-                dw += g.T @ own
-        ctx.save_for_backward(dh, dw, db)
+            own, share = h[piece], weight[piece]
+            logits = torch.mm(own.to(dtype), table.T, out=room[: len(own)])
+            for i in range(0, len(own), few):
+                part, of = slice(i, i + few), slice(start + i, min(start + i + few, start + rows))
+                errors, nll[of] = _errors(logits[part], b, target[of], wide)
+                if backward:
+                    logits[part] = errors
+                if db is not None:
+                    db += share[part] @ errors
+            if dh is not None and dw is not None:
+                dh[piece] = (logits @ table).to(dh.dtype) * share[:, None]
+                own = (own * share[:, None]).to(dtype)
+                dw = dw.addmm_(logits.T, own) if dtype == wide else dw.add_(logits.T @ own)
+        ctx.found = dh, dw, db
         ctx.mark_non_differentiable(nll)
         return (nll * weight).sum(), nll
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dh, dw, db = ctx.saved_tensors
-        return grad * dh, grad * dw, None if db is None else grad * db, None, None, None
+        if ctx.found is None:
+            raise RuntimeError("Trying to backward through the loss of a large alphabet a second time.")
+        dh, dw, db = ctx.found
+        ctx.found = None  # they are scaled where they are, and go to whoever sums them
+        return dh.mul_(grad), dw.mul_(grad), None if db is None else db.mul_(grad), None, None, None
+
+
+def _even(n: int, most: int) -> int:
+    """Rows of a piece, of n in pieces of about the same size and of at most `most`; at least 1."""
+    return -(-n // max(1, -(-n // max(1, most)))) or 1
+
+
+def _errors(logits: Tensor, bias: Tensor | None, target: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """softmax(l) − [v = y] and the nll, of a few rows."""
+    logits = logits.to(wide)
+    said = torch.log_softmax(logits if bias is None else logits + bias, 1)
+    at = target[:, None]
+    nll = -said.gather(1, at)[:, 0]
+    return said.exp_().scatter_add_(1, at, said.new_full(at.shape, -1.0)), nll

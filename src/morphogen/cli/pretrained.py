@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .context import Context
 from .flags import Flag, flags_of
 
 if TYPE_CHECKING:
     from ..autoregressive.generate import Generated
+    from ..core import Model, Net
     from ..language.tokens import Vocabulary
 
 
@@ -23,7 +24,16 @@ def own_flags() -> tuple[str, list[Flag]]:
 
 
 def sample(
-    context: Context, folder: Path, prompt: str, *, n: int, length: int, seed: int, out: Path | None, device: str | None
+    context: Context,
+    folder: Path,
+    prompt: str,
+    *,
+    n: int,
+    length: int,
+    seed: int,
+    out: Path | None,
+    weights: str | None,
+    device: str | None,
 ) -> None:
     """Draw n texts that go on from the prompt; one comes as it is drawn."""
     import torch
@@ -40,6 +50,7 @@ def sample(
     options = context.options(own_flags()[1], "a language model")
     where = choose_device(device)
     model = read(folder, device=where)
+    lighten(model.net, weights)
     if model.tokenizer is None:
         raise UserError(
             f"{str(folder)!r} holds no tokenizer.json, so its text cannot be read: save the tokenizer there too."
@@ -94,6 +105,16 @@ def sample(
     fields = {"n": n, "seed": seed, "prompt": prompt, "texts": texts, "files": [] if out is None else [str(out)]}
     said = f"{n} texts (seed {seed}) drawn to {out}" if out is not None else "\n\n".join(texts)
     context.tell.answer("sampled", fields, said)
+
+
+def lighten(model: Net | Model, weights: str | None) -> None:
+    """Put a model's weights into the form that is asked for; None: they stay as they are."""
+    from ..nets import int8
+
+    if weights not in (None, "int8"):
+        raise unknown("form of weights", str(weights), ("int8",))
+    if weights is not None:
+        int8(model)
 
 
 class Shown:

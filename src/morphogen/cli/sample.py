@@ -71,6 +71,7 @@ def sample(
     columns: int | None = None,
     checkpoint: str = "newest",
     ema: str | None = None,
+    weights: str | None = None,
     device: str | None = None,
     with_: tuple[Path, ...] = (),
 ) -> None:
@@ -89,7 +90,8 @@ def sample(
     a folder for a file each, and of text FILE.txt (default: drawn-SEED.png in the run, of text drawn-SEED.txt).
     columns: samples in a row of the picture.
     checkpoint: newest, best (by the held-out metric) or a step. ema: which averaged weights, by decay or length, or
-    live (default: the run's first average). device: cpu, cuda, …. with_: files that define classes of yours which the
+    live (default: the run's first average). weights: int8 for those of linear layers in eight bits, which writes text
+    faster. device: cpu, cuda, …. with_: files that define classes of yours which the
     run uses.
     """
     from ..core import Samples, can
@@ -129,6 +131,7 @@ def sample(
             length=100 if length is None else length,
             seed=seed,
             out=out,
+            weights=weights,
             device=device,
         )
         return
@@ -145,6 +148,7 @@ def sample(
         raise UserError(f"--solvers makes one picture of all, and {str(path)!r} is none: give --out FILE.png.")
     modules = recipes.load_files(with_)
     loaded = load_run(context, run, checkpoint, device, modules, ema)
+    pretrained.lighten(loaded.model, weights)
     if isinstance(loaded.model, Translates):
         raise UserError(
             f"A {type(loaded.model).__name__} makes pictures of others: `morphogen translate {run} --from PICTURES`."
@@ -206,15 +210,23 @@ def sample(
     where = path if path.suffix else f"{len(files)} files in {path}"
     settings = "".join(f", {k} {v}" for k, v in options.items() if k != "solver" or not solvers)
     settings += f", by {', '.join(solvers)}" if solvers else ""
-    fields = {"n": n, "label": list(label), "seed": seed, "step": loaded.step, "ema": loaded.average}
+    fields = {
+        "n": n,
+        "label": list(label),
+        "seed": seed,
+        "step": loaded.step,
+        "ema": loaded.average,
+        "weights": weights,
+    }
     fields["options"] = plain_options(options)
-    weights = f"step {loaded.step}" + (f", ema {loaded.average}" if ema is not None else "")
+    which = f"step {loaded.step}" + (f", ema {loaded.average}" if ema is not None else "")
+    which += f", {weights} weights" if weights is not None else ""
     what, shown = f"{n} samples of {asked}", ""
     if isinstance(space, Text):
         fields["texts"] = texts = space.decode(next(iter(each.values())))
         what = what if space.classes else f"{n} texts"
         shown = f"{_told(texts)}\n\n" if path.suffix == ".txt" else ""
-    text = f"{shown}{what} (seed {seed}, {weights}{settings}) drawn to {where}"
+    text = f"{shown}{what} (seed {seed}, {which}{settings}) drawn to {where}"
     text += f"; how they came about in {film}" if film else ""
     context.tell.answer("sampled", {**fields, "files": [str(f) for f in files]}, text)
 

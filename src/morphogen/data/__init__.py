@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .augment import Shift as Shift
     from .augment import Warp as Warp
     from .cifar10 import CIFAR10 as CIFAR10
+    from .corpus import ByLength as ByLength
     from .corpus import Corpus as Corpus
     from .corpus import Sequences as Sequences
     from .corpus import Windows as Windows
-    from .corpus import by_length as by_length
     from .densities import Arcs as Arcs
     from .densities import Checkerboard as Checkerboard
     from .densities import Density as Density
@@ -68,7 +68,7 @@ _HOMES = {
     "album": ("Album",),
     "augment": ("Augmented", "Crop", "Dequantise", "Flip", "Shift", "Warp"),
     "cifar10": ("CIFAR10",),
-    "corpus": ("Corpus", "Sequences", "Windows", "by_length"),
+    "corpus": ("ByLength", "Corpus", "Sequences", "Windows"),
     "densities": (
         *("Arcs", "Checkerboard", "Density", "Drawn", "Fresh", "Gaussians", "Pinwheel"),
         *("bumps", "eight_gaussians", "gaussian_grid", "moons", "rings"),

@@ -6,7 +6,7 @@ windows of it waste nothing: every token is in a window, and only the last windo
 
     Windows      tokens [i stride, i stride + length) of the row
     Sequences    a document each, of one token or more and `longest` at the most
-    by_length    sequences in batches of about as many tokens, each of about one length: little is padding, and every
+    ByLength     sequences in batches of about as many tokens, each of about one length: little is padding, and every
                  token counts as much as any other
 
 Batches are x (B, T) int64 and, where they may differ, lengths (B,) int64; what lies beyond a length is 0, and no token.
@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core import Tokens
+from ..core import Batch, Loss, Model, Place, State, Tokens
 from ..errors import UserError
 from ..spec import Remembers, assets, spec
 from .documents import Texts, texts_of
@@ -197,25 +197,58 @@ def _ragged(
     return {"x": x.to(device), "lengths": torch.from_numpy(lengths.astype(np.int64)).to(device)}
 
 
-def by_length(corpus: Corpus, longest: int, tokens: int, *, edges: Sequence[int] = (), workers: int = 0) -> Buckets:
-    """A source of documents in batches of about `tokens` tokens, each of documents between two of the `edges`.
+class ByLength(Remembers):
+    """A `Source` of documents in batches of about `tokens` tokens, each of documents between two of the `edges`.
 
-    edges: lengths that part the documents (by default those that part them into four equal lots). A batch of bucket k
-    has round(tokens / mean length of k) documents, so that a token is one of as many in whichever bucket it is, and the
-    mean over a batch's tokens is without bias; batches come in an order drawn anew each epoch. Reads the corpus.
-    Raises UserError for edges that leave a bucket empty.
+    longest: longer documents are cut there. edges: lengths that part the documents (default: into four equal lots). A
+    batch of bucket k has round(tokens / mean length of k) documents, so that a token is one of as many in whichever
+    bucket it is, and the mean over a batch's tokens is without bias; batches come in an order drawn anew each epoch.
+    Raises UserError on first use where there is no document, or for edges that leave a bucket empty.
     """
-    lengths = Sequences(corpus, longest).lengths()
-    if not len(lengths):
-        raise UserError("There is no document to learn from: give texts that are not empty.")
-    quarters = np.unique(np.quantile(lengths, (0.25, 0.5, 0.75), method="lower"))
-    chosen = list(edges) or [int(q) for q in quarters if q < lengths.max()]
-    bounds = [0, *chosen, int(lengths.max())]
-    sources = []
-    for low, high in zip(bounds, bounds[1:]):  # noqa: B905, RUF007
-        own = lengths[(lengths > low) & (lengths <= high)]
-        if not len(own):
-            raise UserError(f"No document has a length in ({low}, {high}]: give edges between {chosen or bounds}.")
-        items = Sequences(corpus, longest, above=low, upto=high)
-        sources.append(Shuffled(items, max(1, round(tokens / float(own.mean()))), workers=workers))
-    return Buckets(sources)
+
+    def __init__(
+        self, corpus: Corpus, longest: int, tokens: int, *, edges: Sequence[int] = (), workers: int = 0
+    ) -> None:
+        if longest < 1 or tokens < 1:
+            raise UserError(f"ByLength has longest={longest}, tokens={tokens}: give 1 or more of each.")
+        self.corpus, self.longest, self.tokens, self.edges, self.workers = corpus, longest, tokens, edges, workers
+        self._own: Buckets | None = None
+
+    @property
+    def buckets(self) -> Buckets:
+        """The documents by their lengths. Reads the corpus."""
+        if self._own is None:
+            self._own = Buckets(self._made())
+        return self._own
+
+    def _made(self) -> list[Shuffled]:
+        lengths = Sequences(self.corpus, self.longest).lengths()
+        if not len(lengths):
+            raise UserError("There is no document to learn from: give texts that are not empty.")
+        quarters = np.unique(np.quantile(lengths, (0.25, 0.5, 0.75), method="lower"))
+        chosen = list(self.edges) or [int(q) for q in quarters if q < lengths.max()]
+        bounds = [0, *chosen, int(lengths.max())]
+        sources = []
+        for low, high in zip(bounds, bounds[1:]):  # noqa: B905, RUF007
+            own = lengths[(lengths > low) & (lengths <= high)]
+            if not len(own):
+                raise UserError(f"No document has a length in ({low}, {high}]: give edges between {chosen or bounds}.")
+            items = Sequences(self.corpus, self.longest, above=low, upto=high)
+            sources.append(Shuffled(items, max(1, round(self.tokens / float(own.mean()))), workers=self.workers))
+        return sources
+
+    def start(self, place: Place) -> None:
+        """Take one's place among the ranks, at the beginning of the stream. Reads the corpus."""
+        self.buckets.start(place)
+
+    def next(self, actor: Model | None = None, heard: Mapping[str, Loss] | None = None) -> Batch:
+        """The next step's batch of this rank."""
+        return self.buckets.next(actor, heard)
+
+    def state(self) -> State:
+        """Where the stream is."""
+        return self.buckets.state()
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        self.buckets.restore(state)

@@ -8,6 +8,7 @@ from .critic import Critic, PatchCritic
 from .dcgan import DCGANBody, DCGANGenerator
 from .dilated import TCN, WaveNet
 from .dit import DiT
+from .eightbit import int8
 from .embed import ClassEmbedding, Sinusoidal, TimeEmbedding, drop
 from .encoder import EncoderDecoder, TransformerEncoder
 from .masked import MADE
@@ -71,5 +72,6 @@ __all__ = [
     "Upsample",
     "WaveNet",
     "drop",
+    "int8",
     "spectrally_normalised",
 ]

@@ -166,35 +166,38 @@ class Layer:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self.kv: Tensor | None = None  # (2, B, heads, cells, d), made for the first
+        self.cells: tuple[Tensor, Tensor] | None = None  # keys, values (B, heads, cells, d), once there are any
 
     def extend(self, k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]) -> tuple[Tensor, Tensor]:
         """Put the symbols of this pass into their cells; all keys and values (B, heads, M, d) that `look` spoke of."""
         memory, n = self.memory, k.shape[2]
-        if self.kv is None:
-            self.kv = k.new_zeros(2, *k.shape[:2], memory.cells, k.shape[3])
-        kv, start = self.kv, memory.now.start
+        if self.cells is None:
+            self.cells = _room(k, memory.cells), _room(v, memory.cells)
+        (ks, vs), start = self.cells, memory.now.start
         if start is None:
             used = memory.used
             assert isinstance(used, int)
-            kv[0, :, :, used : used + n], kv[1, :, :, used : used + n] = k, v
-            return kv[0, :, :, : used + n], kv[1, :, :, : used + n]
+            ks.narrow(2, used, n).copy_(k)
+            vs.narrow(2, used, n).copy_(v)
+            return ks.narrow(2, 0, used + n), vs.narrow(2, 0, used + n)
         if n == 1:
             row, cell = torch.arange(len(k), device=k.device), start % memory.cells
-            kv[0, row, :, cell], kv[1, row, :, cell] = k[:, :, 0], v[:, :, 0]
-            return kv[0, :, :, : memory.most + 1], kv[1, :, :, : memory.most + 1]
-        new = torch.stack((k, v))
-        seen = torch.cat((kv[:, :, :, : memory.most], new), 3)
-        whole = torch.cat((kv, new), 3)
-        taken = memory.taken()[None, :, None, :, None].expand(2, -1, k.shape[1], -1, k.shape[3])
-        self.kv = whole.gather(3, taken)
-        return seen[0], seen[1]
+            ks[row, :, cell], vs[row, :, cell] = k[:, :, 0], v[:, :, 0]
+            return ks[:, :, : memory.most + 1], vs[:, :, : memory.most + 1]
+        taken = memory.taken()[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+        self.cells = torch.cat((ks, k), 2).gather(2, taken), torch.cat((vs, v), 2).gather(2, taken)
+        return torch.cat((ks[:, :, : memory.most], k), 2), torch.cat((vs[:, :, : memory.most], v), 2)
 
     def rows(self, memory: Memory, index: Tensor) -> Layer:
         """These rows, in another memory."""
         other = Layer(memory)
-        other.kv = None if self.kv is None else self.kv[:, index]
+        other.cells = None if self.cells is None else (self.cells[0][index], self.cells[1][index])
         return other
+
+
+def _room(first: Tensor, cells: int) -> Tensor:
+    """Empty cells for what is shaped like `first` (B, heads, N, d)."""
+    return first.new_zeros(*first.shape[:2], cells, first.shape[3])
 
 
 def _visible(at: Tensor, seen: Tensor, window: int | None) -> Tensor:

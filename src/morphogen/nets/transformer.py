@@ -118,7 +118,7 @@ class Attention(Net):
         whole = (
             self.qkv(x).view(b, n, self.heads + 2 * self.kv_heads, self.head).transpose(1, 2)
         )  # (B, heads of all three, N, d)
-        q, k, v = whole.split((self.heads, self.kv_heads, self.kv_heads), 1)
+        q, k, v = whole.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), 1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if sight.turn is not None:

@@ -21,7 +21,7 @@ def chorales(
     from ..autoregressive import Autoregressive
     from ..average import EMA
     from ..core import END
-    from ..data.corpus import Corpus, Sequences, by_length
+    from ..data.corpus import ByLength, Corpus, Sequences
     from ..data.documents import Texts
     from ..data.music import Chorales, MidiFiles, Music, Notes
     from ..heldout import HeldOut
@@ -43,4 +43,4 @@ def chorales(
         log_every=10,
     )
     space = Music(longest, steps=1 if data is None else 4)
-    return Experiment(model, Data(by_length(train, longest, tokens), Sequences(test, longest), space), trainer)
+    return Experiment(model, Data(ByLength(train, longest, tokens), Sequences(test, longest), space), trainer)

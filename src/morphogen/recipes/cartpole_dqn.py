@@ -16,7 +16,8 @@ def cartpole_dqn(
     lr: float = 1e-3,
     gamma: float = 0.99,
     n: int = 3,
-    copy_every: int = 100,
+    copy_every: int = 1,
+    tau: float = 0.01,
     explore: int = 4000,
     epsilon: float = 0.04,
     double: bool = True,
@@ -28,12 +29,14 @@ def cartpole_dqn(
     steps: training steps, each of one batch; with the defaults 100,000 of the environment. envs, every: environments,
     and their steps between two batches. batch, capacity, warmup: samples of a batch, steps remembered, and steps of
     each environment before the first batch. width: units of the two hidden layers. lr: the learning rate, which falls
-    to 0. gamma: the discount. n: steps of a return. copy_every: training steps between two copies of the net. explore,
-    epsilon: in so many training steps ε falls to this. double, duelling, prioritised: whether the net chooses what its
-    copy values, has two streams, and learns more often from what surprised it.
+    to 0. gamma: the discount. n: steps of a return. copy_every, tau: after so many training steps the copy goes this
+    share of the way to the net. explore, epsilon: in so many training steps ε falls to this. double, duelling,
+    prioritised: whether the net chooses what its copy values, has two streams, and learns more often from what
+    surprised it.
 
     Of Mnih et al. 2015: the copy, the memory, Huber's loss and a linear fall of ε. Of their code, not: frames, RMSProp,
-    rewards cut to ±1. Not of the paper: double Q-learning, three steps, Adam at a falling rate. The memory holds the
+    rewards cut to ±1. Not of the paper: double Q-learning, three steps, Adam at a falling rate, and a copy that follows
+    a little at every step (Lillicrap et al. 2016): with one in 100 steps every other seed fell. The memory holds the
     whole training: one that has forgotten how poles fall lets them fall again.
     """
     from ..nets.mlp import MLP
@@ -49,7 +52,7 @@ def cartpole_dqn(
         net: MLP | Duelling = Duelling(MLP(4, width, width, 1, activation=relu), *heads)
     else:
         net = MLP(4, 2, width, 2, activation=relu)
-    model = DQN(net, 2, double=double, copy_every=copy_every, explore=explore, epsilon=epsilon)
+    model = DQN(net, 2, double=double, copy_every=copy_every, tau=tau, explore=explore, epsilon=epsilon)
     source = Replay(
         Simulated(CartPole(), envs),
         capacity=capacity,
