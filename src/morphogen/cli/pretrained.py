@@ -125,14 +125,14 @@ class Shown:
     """
 
     def __init__(self, words: Vocabulary, ids: list[int], end: int | None) -> None:
-        self.words, self.ids, self.end_ = words, list(ids), end
+        self.words, self.ids, self.over = words, list(ids), end
         self.since, self.upto = 0, 0  # the symbols that are read again, and up to where they were shown
         self.said: list[str] = []
 
     def tell(self, drawn: Generated) -> None:
         """What is new of the first row."""
         symbol = int(drawn.tokens[0, len(self.ids)])
-        if symbol == self.end_:
+        if symbol == self.over:
             return
         self.ids.append(symbol)
         before = self.words.decode(self.ids[self.since : self.upto])
