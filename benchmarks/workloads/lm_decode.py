@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 from harness import Metric, Registry, Work, checkout, import_file, nparams, smoking
-from lm_train import hf_net, our_net, shared, sizes
+from lm_train import folder, hf_net, our_net, sizes
 
 PROMPT, VOCAB = 16, 256
 REG = Registry(
@@ -83,7 +83,7 @@ def transformers(mode: str, batch: int, dtype: str) -> Work:
     torch.manual_seed(0)
     net = hf_net(VOCAB, positions())
     state = {k: v.contiguous() for k, v in net.state_dict().items() if k != "lm_head.weight"}
-    file = shared() / f"gpt2-{VOCAB}.safetensors"
+    file = folder(VOCAB) / "model.safetensors"
     if not file.exists():
         save_file(state, file)
     net = net.eval().to(torch.bfloat16 if dtype == "bf16" else torch.float32)

@@ -68,6 +68,12 @@ def test_a_text_goes_on_from_its_prompt(world: Path, name: str, capsys: pytest.C
     assert len(set(texts.split("\n\n"))) == 3
 
 
+def test_weights_in_eight_bits_are_asked_for(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sample", "--from", str(world / "gpt2"), "--prompt", "the cat", "--n", "2", "--weights", "int8"]
+    assert main([*line, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["texts"]) == 2
+
+
 def test_the_likeliest_text_is_transformers_own(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers")
     for name in ("gpt2", "llama"):
@@ -142,6 +148,7 @@ def test_without_a_prompt_a_text_begins(world: Path, capsys: pytest.CaptureFixtu
         ("--from {}/gpt2 --prompt a --length 0", "--length 0 asks for nothing"),
         ("--from {}/gpt2 --prompt a --device cuda:99", "is not on this machine"),
         ("--from {}/gpt2 --prompt a --label cat --columns 3", "--label and --columns would change nothing"),
+        ("--from {}/gpt2 --prompt a --weights int4", "int8"),
         ("--from {}/gpt2 --prompt a --ema 0.9", "--ema would change nothing"),
         ("--from {}/gpt2 --prompt a --checkpoint best", "--checkpoint would change nothing"),
         ("--from {}/gpt2 --prompt a --film f.png --solvers heun --weak r", "--weak and --solvers and --film would"),

@@ -17,7 +17,7 @@ def cartpole_dqn(
     gamma: float = 0.99,
     n: int = 3,
     copy_every: int = 1,
-    tau: float = 0.01,
+    tau: float = 0.005,
     explore: int = 4000,
     epsilon: float = 0.04,
     double: bool = True,
@@ -36,8 +36,8 @@ def cartpole_dqn(
 
     Of Mnih et al. 2015: the copy, the memory, Huber's loss and a linear fall of ε. Of their code, not: frames, RMSProp,
     rewards cut to ±1. Not of the paper: double Q-learning, three steps, Adam at a falling rate, and a copy that follows
-    a little at every step (Lillicrap et al. 2016): with one in 100 steps every other seed fell. The memory holds the
-    whole training: one that has forgotten how poles fall lets them fall again.
+    a little at every step (Lillicrap et al. 2016): with one in 100 steps, or at twice the pace, some seeds fell. The
+    memory holds the whole training: one that has forgotten how poles fall lets them fall again.
     """
     from ..nets.mlp import MLP
     from ..optim import AdamW, Linear

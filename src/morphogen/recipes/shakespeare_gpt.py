@@ -9,14 +9,14 @@ from ..experiment import Data, Experiment
 
 def shakespeare_gpt(
     data: Path | None = None,
-    steps: int = 1400,
+    steps: int = 700,
     width: int = 256,
     depth: int = 6,
     heads: int = 4,
     context: int = 256,
     batch: int = 32,
     lr: float = 3e-3,
-    dropout: float = 0.0,
+    dropout: float = 0.1,
 ) -> Experiment:
     """A causal transformer learns tiny Shakespeare, or your own text files, character by character.
 
