@@ -479,7 +479,8 @@ def _whole(recipe: Any) -> Instance:
 def _shipped() -> Iterator[type[Model]]:
     for module in pkgutil.walk_packages(morphogen.__path__, "morphogen."):
         for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if issubclass(cls, Model) and cls is not Model and cls.__module__ == module.name:
+            known = issubclass(cls, Model) and cls is not Model and cls.__module__ == module.name
+            if known and not inspect.isabstract(cls):
                 yield cls
 
 

@@ -149,7 +149,7 @@ def test_mistakes_are_said() -> None:
         model.log_prob(torch.zeros(1, 2, 2))
     with pytest.raises(UserError, match="alphabet is 0 to 2"):
         model.log_prob(torch.full((1, 2, 2), 3))
-    with pytest.raises(UserError, match="guided by"):
+    with pytest.raises(UserError, match="guided to"):
         model.sample(2, guidance=2.0)
     with pytest.raises(UserError, match="none can be drawn"):
         model.sample(2, top_k=0)

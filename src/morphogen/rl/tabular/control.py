@@ -18,7 +18,7 @@ averaged. Departure: of a truncated step sarsa takes the expected value, its nex
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -55,7 +55,7 @@ def epsilon_greedy(q: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * best / best.sum(-1, keepdim=True) + epsilon / q.shape[-1]
 
 
-class Tabular(Model):
+class Tabular(Model, ABC):
     """What all of them are: tables Q (..., learners, S, A), from which actions are chosen ε-greedily.
 
     world: the MDP, of which only the numbers of states and actions are used. gamma: γ. alpha: the step size, divided by
