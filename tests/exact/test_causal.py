@@ -60,6 +60,25 @@ def test_causal_attention_in_blocks_has_the_gradients_of_the_masked_softmax(n: i
     assert (found.double() - wanted).abs().max() < tolerance * max(1.0, float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n", [7, 70])
+def test_attention_under_autocast_is_that_in_half_precision(n: int, causal: bool, mixed: bool) -> None:
+    """What comes in single precision, all or some of it, goes back as it came: as torch's own kernel does it."""
+    found = []
+    for own in (attend, lambda q, k, v, causal: F.scaled_dot_product_attention(q, k, v, is_causal=causal)):
+        torch.manual_seed(n)
+        q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for _ in range(3))
+        with torch.autocast("cpu", torch.bfloat16):
+            y = own(q, k, v.bfloat16() if mixed and own is attend else v, causal=causal)
+        (y.float() * torch.linspace(-1, 1, 8)).sum().backward()
+        found.append((y.dtype, y.float(), q.grad, k.grad, v.grad))
+    (kind, *mine), (theirs, *others) = found
+    assert kind == theirs == torch.bfloat16
+    for a, b in zip(mine, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
 def test_a_block_is_its_formula() -> None:
     block = awake(Block(8, 2, 12).double())
     x = torch.randn(2, 5, 8, dtype=torch.float64)

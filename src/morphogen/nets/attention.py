@@ -53,6 +53,9 @@ def attend(
         return attend(q.view(-1, g, h // g, q.shape[3]), k, v, False, bias).view_as(q)
     if g != h:
         k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+    if torch.is_autocast_enabled(q.device.type):  # as torch's own kernels do
+        half = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (a.to(half) if a.dtype == torch.float32 else a for a in (q, k, v))
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
     most = CAUSAL if causal else ONE if n == 1 else PLAIN
