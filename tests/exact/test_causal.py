@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_attention_under_autocast_is_that_in_half_precision(n: int, causal: bool
     assert kind == theirs == torch.bfloat16
     for a, b in zip(mine, others, strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CausalTransformer(5, (7,), width=8, depth=1, heads=2),
+        lambda: CausalSequence(5, LSTM(6, 8)),
+        lambda: CausalSequence(5, GRU(6, 8)),
+        lambda: CausalSequence(5, WaveNet(6, 2)),
+    ],
+)
+def test_a_net_of_no_memory_has_its_shapes(make: Callable[[], Causal]) -> None:
+    """On the meta device, which knows no autocast."""
+    with torch.device("meta"):
+        assert make()(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 5)
 
 
 def test_a_block_is_its_formula() -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import NONE
+from ..nets.attention import autocast_dtype
 
 PIECE = 1 << 25  # logits at a time: fewer, and the table is read too often
 FEW = 1 << 19  # of them that softmax takes at a time: what stays in the cache
@@ -37,10 +38,8 @@ def weighted_nll(
     h: Float[Tensor, "n d"], last: nn.Linear, target: Int[Tensor, " n"], weight: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
     """Σ w_i nll_i, differentiable once, and the nll_i, which are not. Under autocast, products are in its precision."""
-    kind = h.device.type
-    wide = h.dtype
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else wide
-    with torch.autocast(kind, enabled=False):
+    dtype = autocast_dtype(h.device) or h.dtype
+    with torch.autocast(h.device.type, enabled=False):
         total, nll = _Weighted.apply(h, last.weight, last.bias, target, weight, dtype)
     return total, nll
 

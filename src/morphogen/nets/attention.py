@@ -53,8 +53,7 @@ def attend(
         return attend(q.view(-1, g, h // g, q.shape[3]), k, v, False, bias).view_as(q)
     if g != h:
         k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
-    if torch.is_autocast_enabled(q.device.type):  # as torch's own kernels do
-        half = torch.get_autocast_dtype(q.device.type)
+    if half := autocast_dtype(q.device):  # as torch's own kernels do
         q, k, v = (a.to(half) if a.dtype == torch.float32 else a for a in (q, k, v))
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
@@ -74,6 +73,13 @@ def attend(
         return _plain(q, k, v, bias)
     pieces = zip(q.split(rows), k.split(rows), v.split(rows), _split(bias, rows, q.shape[0]), strict=True)
     return torch.cat([_plain(*piece) for piece in pieces])
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision of products on such a device where autocast is on."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
 
 
 def _split(bias: Tensor | None, rows: int, b: int) -> Sequence[Tensor | None]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..core import Net
 from ..errors import UserError
+from .attention import autocast_dtype
 
 States = tuple[Tensor, ...]  # h (B, width) first, then what else a layer remembers
 
@@ -100,7 +101,7 @@ class Recurrence(Net, ABC):
         self, k: int, x: Tensor, states: States, lengths: Tensor | None, begins: Tensor | None
     ) -> tuple[Tensor, States]:
         weights = [self.get_parameter(f"{name}_l{k}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        if x.shape[1] > 1 and lengths is None and begins is None and not torch.is_autocast_enabled(x.device.type):
+        if x.shape[1] > 1 and lengths is None and begins is None and not autocast_dtype(x.device):
             first = tuple(s[None].contiguous() for s in states)
             hx = first if self.states > 1 else first[0]
             y, *last = type(self).kernel(x, hx, weights, True, 1, 0.0, self.training, False, True)
