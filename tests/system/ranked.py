@@ -478,13 +478,14 @@ def first(folder: Path) -> dict[str, Any]:
 
 
 def main(job: str, folder: Path) -> None:
-    from morphogen.parallel import join
+    from morphogen.parallel import end, join
 
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     ranks = join()
     found = globals()[job](folder)
     (folder / f"{job}-{ranks.rank}.json").write_text(json.dumps(found))
+    end(0)  # gloo's threads may still hold tensors, and abort an interpreter that ends by itself
 
 
 if __name__ == "__main__":
