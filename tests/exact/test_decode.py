@@ -161,7 +161,7 @@ def test_groups_shun_each_others_symbols() -> None:
 @pytest.mark.parametrize("expression", ["a", "a{3}b?", "a*", "(a|b)c?|ab{2}", "(a|b|c){0,3}"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_constrained_beams_are_the_best_of_all_that_match(expression: str, groups: int) -> None:
-    """Many beams find what enumeration finds, few find matches alone; where fewer match, the rest is said to be none."""
+    """Many beams find what enumeration finds, few find matches alone; where fewer match, the rest is none."""
     vocabulary, net = ["", "a", "b", "c"], small(4, 8, seed=1)
     texts = [x for n in range(5) for x in itertools.product(range(1, 4), repeat=n)]
     matching = [x for x in texts if re.fullmatch(expression, "".join(vocabulary[i] for i in x))]
@@ -179,7 +179,8 @@ def test_constrained_beams_are_the_best_of_all_that_match(expression: str, group
             assert score == pytest.approx(scores[x], abs=1e-5)
         assert (found.lengths[0][~there] == 0).all()
         if beams == 128:
-            assert drawn[::groups] == best and len(drawn) == groups * len(best)
+            assert drawn[::groups] == best
+            assert len(drawn) == groups * len(best)
 
 
 def test_fewer_sequences_than_beams_and_no_prompt_at_all() -> None:

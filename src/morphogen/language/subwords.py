@@ -66,6 +66,13 @@ class Subwords(Vocabulary):
             return super().special(name)
         return self._special[name]
 
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The special tokens that a published tokenizer puts before every text, such as Llama's <s>."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        begins = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:begins])
+
     def encode(self, text: str) -> Ids:
         if self.exact and not text.isascii():
             return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
