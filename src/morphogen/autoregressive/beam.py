@@ -112,7 +112,7 @@ def beam_search(
     tokens, own, ragged = started(prompt, lengths, steps, begin, codes, end)
     (b, p), w, device = prompt.shape, beams // groups, prompt.device
     logits, memory = prefill(
-        net, tokens[:, :p], own if ragged else None, cond, net.memory(p + steps + begin), begin=begin, chunk=chunk
+        net, tokens[:, :p], own if ragged else None, cond, net.memory(p + steps + begin - 1), begin=begin, chunk=chunk
     )
     first = torch.arange(b, device=device).repeat_interleave(beams)
     logits, memory, told = logits[first], rows_of(memory, first), each(cond, lambda c: c[first])

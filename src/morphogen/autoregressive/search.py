@@ -159,7 +159,7 @@ def speculative(
     tokens = F.pad(tokens, (0, ahead + 1))
     memories = []
     for one in (net, draft):
-        memory = one.memory(p + steps + begin, ahead + 1)
+        memory = one.memory(p + steps + begin - 1, ahead + 1)
         if not isinstance(memory, Memory):
             raise UserError(f"The memory of a {type(one).__name__} cannot go back: speculate with transformers.")
         memories.append(memory)
