@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import UserError
 from morphogen.interop import gpt2, llama, read, write
+from morphogen.language import Characters, contextual
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.positions import ALiBi
 from morphogen.nets.transformer import Design
@@ -172,6 +173,20 @@ def test_what_is_written_over_several_files_is_read_back_by_both(tmp_path: Path)
     torch.testing.assert_close(again(x).logits.detach(), expected, rtol=0, atol=2e-5)
     assert read(tmp_path / "old").ends == (5,)
     assert again.generation_config.eos_token_id == 5
+
+
+def test_vectors_of_texts_are_theirs(tmp_path: Path) -> None:
+    """GPT-2's own of each token, where a text stands at the first place, and Llama's after what begins a sequence."""
+    torch.manual_seed(0)
+    tokens, texts = Characters("abcdefgh"), ["abc", "hgfedcbah", "e"]
+    for name, begin in (("GPT-2", False), ("Llama", True)):
+        model = awake(transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval(), 3)
+        net = read(saved(model, tmp_path / name)).net
+        found = contextual.read(net, tokens, texts, begin=begin)
+        for text, vectors in zip(texts, found, strict=True):
+            ids = [net.begin] * begin + tokens.encode(text).tolist()
+            said = model.base_model(torch.tensor([ids])).last_hidden_state[0, begin:]
+            torch.testing.assert_close(vectors, said.detach(), rtol=0, atol=2e-5)
 
 
 def test_a_text_ends_as_transformers_ends_it(tmp_path: Path) -> None:
