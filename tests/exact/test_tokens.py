@@ -200,7 +200,22 @@ def test_a_size_without_room_is_refused(tmp_path: Path) -> None:
     for make in (byte_bpe, unigram):
         with pytest.raises(UserError, match="257 or more"):
             make(["a"], tmp_path / "t.json", size=256)
+    with pytest.raises(UserError, match="size of 12 or more"):
+        wordpiece(["hello"], tmp_path / "t.json", size=11)
+    for nothing in ([], [""], ["\ud83d"]):
+        with pytest.raises(UserError, match="no text to learn"):
+            unigram(nothing, tmp_path / "t.json", size=300)
+    assert not (tmp_path / "t.json").exists()
     assert BPE(()).encode("é") != []
+
+
+def test_half_a_character_in_a_text_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """A file of JSON may cut an emoji in two; what is learnt is what is learnt without the piece."""
+    for make in (byte_bpe, unigram, wordpiece):
+        cut = make(["hello there \ud83d", "é \udc00 hello"] * 5, tmp_path / "cut.json", size=300)
+        plain = make(["hello there ", "é  hello"] * 5, tmp_path / "plain.json", size=300)
+        assert cut.size == plain.size
+        assert cut.decode(cut.encode("hello é")) == plain.decode(plain.encode("hello é"))
 
 
 def test_pieces_are_the_likeliest_split_and_the_longest_first(made: dict[str, Vocabulary]) -> None:

@@ -181,7 +181,7 @@ def test_word_vectors_are_mapped(
     assert call("evaluate", run) == 2
     assert f"`morphogen map {run}` draws them" in capsys.readouterr().err
     assert call("map", run, "--n", "-1") == 0
-    assert "9 words in 4 dimensions" in capsys.readouterr().out  # eight of the text, and <unk>
+    assert "8 words in 4 dimensions" in capsys.readouterr().out  # of the text, and no <unk>
     assert (tmp_path / "run" / "map.png").stat().st_size > 500
     assert call("map", run, "--n", "1") == 2
     assert "--n 300" in capsys.readouterr().err
