@@ -80,9 +80,11 @@ def distinct(source: Source, per_sample: float) -> float | None:
 
 
 def parameters(model: Model) -> dict[str, int]:
-    """Parameters of each part of the model, a shared one in the first part that has it; they add up to all."""
+    """Parameters of each part of the model, a shared one in the first part that has it; they add up to all. Those of a
+    model that learns by a rule of its own, such as word vectors, are its saved tables.
+    """
     found: dict[str, int] = {}
-    for name, p in model.named_parameters():  # each once
+    for name, p in (dict(model.named_parameters()) or model.state_dict()).items():  # each once
         *path, _ = name.split(".")
         part = ".".join(path[:2]) or name
         found[part] = found.get(part, 0) + p.numel()
@@ -91,7 +93,7 @@ def parameters(model: Model) -> dict[str, int]:
 
 def size_of(model: Model) -> int:
     """N: how many numbers are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(parameters(model).values()) - sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
 def resident() -> dict[str, int]:
@@ -259,7 +261,7 @@ def _rehearsed(
         "steps": steps,
         "steps_measured": len(measured),
         "parameters": {
-            "total": sum(p.numel() for p in training.model.parameters()),
+            "total": sum(parameters(training.model).values()),
             "trained": size_of(training.model),
             "parts": parameters(training.model),
         },

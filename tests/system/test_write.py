@@ -175,6 +175,7 @@ def test_word_vectors_are_mapped(
     run, small = str(tmp_path / "run"), ["--epochs", "1", "--width", "4", "--least", "1", "--batch", "1"]
     words = ["word-vectors", "--data", str(tmp_path / "own.txt"), "--run", run, "--device", "cpu", *small]
     assert call("train", *words) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["parameters"] == 2 * 9 * 4
     told = capsys.readouterr().out
     assert f"morphogen map {run}" in told
     assert "morphogen evaluate" not in told
