@@ -302,6 +302,22 @@ def test_a_template_writes_json_and_breaks_as_transformers_lets_it() -> None:
         assert Chat(template).text(talk) == theirs.apply_chat_template(talk, tokenize=False)
 
 
+def test_a_template_is_told_the_day_and_reads_no_clock(tmp_path: Path) -> None:
+    """As Llama 3.2's, which writes a day of its own where it is told none."""
+    own = "{% if strftime_now is defined %}{{ strftime_now('%d %m %Y') }}{% else %}26 07 2024{% endif %}"
+    plain = "{{ strftime_now('%Y') }}"
+    assert Chat(own).text(TALK) == "26 07 2024"
+    assert Chat(own, date="2026-02-03").text(TALK) == "03 02 2026"
+    assert spec(build(spec(Chat(own, date="2026-02-03")))) == spec(Chat(own, date="2026-02-03"))
+    (tmp_path / "chat_template.jinja").write_text(plain)
+    assert published(tmp_path, date="2026-02-03").text(TALK) == "2026"
+    with pytest.raises(UserError, match='date="2026-11-27"'):
+        Chat(plain).text(TALK)
+    with pytest.raises(UserError, match="is no date"):
+        Chat(own, date="tomorrow")
+    assert Chat("{{ strftime_now.__self__ }}", date="2026-02-03").text(TALK) == ""  # it is no way out of the sandbox
+
+
 def test_a_published_template_is_the_file_beside_the_configuration(tmp_path: Path) -> None:
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     theirs = transformers.PreTrainedTokenizerFast(
