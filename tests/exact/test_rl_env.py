@@ -454,6 +454,37 @@ def test_a_simulator_on_the_gpu_behind_the_protocol(make, last):
         env.state()
 
 
+class Reused:
+    """Counts to 4, pays what it counts, and says all of it in the tensors of the step before."""
+
+    def __init__(self, n, device, seed):
+        self.at, self.reward, self.final = torch.zeros(n, 1), torch.zeros(n), torch.zeros(n, 1)
+        self.over, self.cut = torch.zeros(2, n, dtype=torch.bool)
+
+    def reset(self):
+        return {"policy": self.at.zero_()}
+
+    def step(self, action):
+        self.final.copy_(self.at.add_(1))
+        self.reward.copy_(self.at[:, 0])
+        torch.eq(self.at[:, 0], 4, out=self.over)
+        self.at[self.over] = 0
+        return {"policy": self.at}, self.reward, self.over, self.cut, {"final_obs": self.final}
+
+
+def test_what_a_simulator_said_stays_though_it_writes_over_it():
+    env = Simulator(Reused, 2, Box((1,)), Choice(2))
+    env.start(Place())
+    first = env.reset()
+    steps = [env.step(torch.zeros(2, dtype=torch.int64)) for _ in range(6)]
+    assert first[:, 0].tolist() == [0, 0]
+    assert [s.reward[0].item() for s in steps] == [1, 2, 3, 4, 1, 2]
+    assert [s.obs[0].item() for s in steps] == [1, 2, 3, 0, 1, 2]
+    assert [s.final[0].item() for s in steps] == [1, 2, 3, 4, 1, 2]
+    assert [s.terminated[0].item() for s in steps] == [False, False, False, True, False, False]
+    assert not any(bool(s.truncated.any()) for s in steps)
+
+
 def test_an_mdp_walks_as_gymnasium_does():
     """Shares of where a random policy on ice is after 4 steps, of our walk and of gymnasium's own."""
     gym = pytest.importorskip("gymnasium")

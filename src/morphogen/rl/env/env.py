@@ -59,7 +59,8 @@ class Step(NamedTuple):
     """What a step of B environments has come to.
 
     obs (B, ...): what is seen next, of a new episode where the old one has ended. reward (B,). terminated, truncated
-    (B,) bool. final (B, ...): what the step led to, before any reset.
+    (B,) bool. final (B, ...): what the step led to, before any reset. They are kept: the next step must not write to
+    them.
     """
 
     obs: Tensor

@@ -211,9 +211,9 @@ class Simulator(Remembers):
     """A simulator that steps many environments as torch tensors and begins them anew by itself; an `Env`.
 
     make: a function of your module that is called with the number of environments, the device and the seed, and
-    returns the simulator (`Batched`). final: what `more` calls the last observation of an episode; where it is missing
-    the observation before the step stands for it, as is usual with such simulators.
-    Each rank makes its own part of the `envs`.
+    returns the simulator (`Batched`), which may write to the same tensors in each step. final: what `more` calls the
+    last observation of an episode; where it is missing the observation before the step stands for it, as is usual with
+    such simulators. Each rank makes its own part of the `envs`.
     """
 
     def __init__(
@@ -237,18 +237,19 @@ class Simulator(Remembers):
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
         said = self._sim.reset()
-        self._last = _policy(said[0] if isinstance(said, tuple) else said)
+        self._last = _policy(said[0] if isinstance(said, tuple) else said).clone()
         return self._last
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
         said, reward, terminated, truncated, more = self._sim.step(action)
-        obs, over = _policy(said), terminated.bool() | truncated.bool()
+        obs, ended = _policy(said).clone(), terminated.to(torch.bool, copy=True)
+        cut = truncated.bool() & ~ended
         known = more.get(self.final) if isinstance(more, Mapping) else None
         last = self._last if known is None else _policy(known)
-        final = torch.where(over.view(-1, *[1] * (obs.ndim - 1)), last, obs)
+        final = torch.where((ended | cut).view(-1, *[1] * (obs.ndim - 1)), last, obs)
         self._last = obs
-        return Step(obs, reward, terminated.bool(), truncated.bool() & ~terminated.bool(), final)
+        return Step(obs, reward.clone(), ended, cut, final)
 
     def state(self) -> State:
         """Raises CannotRestore: the simulator's state is its own."""
