@@ -292,9 +292,9 @@ def test_gymnasium_behind_the_protocol():
     assert isinstance(env, Env)
     assert (env.action.n, env.observation.shape, env.limit) == (2, (4,), 500)
     env.start(Place(seed=1))
-    obs, ends = env.reset(), 0
     own = [gym.make("CartPole-v1") for _ in range(3)]
     theirs = [e.reset(seed=s)[0] for e, s in zip(own, env._seeds, strict=True)]
+    obs, ends = env.reset(), 0
     for step in range(60):
         assert torch.equal(obs, torch.tensor(np.stack(theirs)))
         action = Noise.seeded(step, 3).integers(2)
@@ -452,6 +452,41 @@ def test_a_simulator_on_the_gpu_behind_the_protocol(make, last):
     assert (made.terminated.tolist(), made.truncated.tolist()) == ([False, False], [False, True])
     with pytest.raises(CannotRestore, match="new episodes"):
         env.state()
+
+
+class Drawing(Isaac):
+    """Begins anywhere, by the seed that it was made with."""
+
+    seeds = ()
+
+    def __init__(self, n, device, seed):
+        super().__init__(n, False)
+        self.noise, Drawing.seeds = Noise.seeded(seed, n), (*Drawing.seeds, seed)
+
+    def reset(self):
+        return self.noise.uniform(1)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Gymnasium("CartPole-v1", 2), lambda: Simulator(Drawing, 2, Box((1,)), Choice(2))]
+)
+def test_who_begins_again_begins_other_episodes(make):
+    """At each reset, and at each place where a run whose state was lost goes on: the same ones at the same place."""
+    pytest.importorskip("gymnasium")
+    Drawing.seeds = ()
+    envs = [make() for _ in range(4)]
+    for env in envs:
+        env.start(Place(seed=2))
+    assert Drawing.seeds == ()  # a simulator that can be made once only is made when it begins
+    seen = [
+        envs[0].reset(),
+        envs[0].reset(),
+        *(env.restore({"anew": n}) for env, n in zip(envs[1:], (0, 7, 7), strict=True)),
+    ]
+    assert torch.equal(seen[3], seen[4])
+    rows = torch.cat(seen[:4])
+    assert len(rows.unique(dim=0)) == len(rows) == 8
+    assert len(Drawing.seeds) in (0, 4)
 
 
 class Reused:

@@ -108,6 +108,7 @@ def play(
         total = torch.zeros(slots, dtype=torch.float64, device=device)
         returns, lengths = total.new_zeros(n), quota.new_zeros(n)
         cut = torch.zeros(n, dtype=torch.bool, device=device)
+        player.begin()
         watch(env, count >= quota)
         while bool((count < quota).any()):
             step = player.step(player.act(model, greedy=greedy))

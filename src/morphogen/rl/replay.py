@@ -206,6 +206,9 @@ class Replay(Remembers):
         self._total, self._draws = int(state["total"]), int(state["draws"])
         self._held = each(state["held"], lambda t: _wide(t, self._rows))
         self._weight, self._last = _wide(state["weight"], self._rows), state["last"]
+        if self._player.anew and self._total:  # the episodes in progress have ended here
+            at = (self._total - 1) % self._rows
+            self._held["truncated"][at] |= ~self._held["terminated"][at]
 
 
 def _put(held: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], at: int) -> None:

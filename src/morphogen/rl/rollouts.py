@@ -5,8 +5,8 @@
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
 All store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). What they remember is their
-state: where the environment's state can be saved, a resumed run goes on with the same batches, and else the environment
-says in a sentence that it cannot.
+state: where the environment's state can be saved, a resumed run goes on with the same batches; else the environment
+says in a sentence that it cannot, and the run goes on in new episodes, with all else that it remembered.
 
 Of each batch `score` (B,) is the mean return of the last hundred episodes that ended, and of those in progress before
 one has: a number to log.
@@ -81,6 +81,14 @@ class Online(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         self._ahead = dict(state["ahead"])
+        if self._player.anew and self._ahead:  # what was chosen is never done
+            self._ahead = {}
+            self._player.steps -= 1
+
+    @property
+    def anew(self) -> bool:
+        """Whether it went on in new episodes."""
+        return self._player.anew
 
 
 class Recent(Remembers):
@@ -125,7 +133,7 @@ class Recent(Remembers):
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._online.restore(state["online"])
-        self._steps = dict(state["steps"])
+        self._steps = {} if self._online.anew else dict(state["steps"])
 
 
 def _kept(act: Act) -> dict[str, Any]:
@@ -359,7 +367,8 @@ class Rollouts(Remembers):
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._player.restore(state["player"])
-        self._begins, self._whole, self._mixed = state["begins"], dict(state["whole"]), None
+        self._begins = state["begins"] | self._player.anew
+        self._whole, self._mixed = dict(state["whole"]), None
         self._count, self._used = int(state["count"]), int(state["used"])
 
 

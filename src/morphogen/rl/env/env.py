@@ -83,7 +83,7 @@ class Env(Protocol):
         ...
 
     def reset(self) -> Tensor:
-        """Begin all anew: what is seen (B, ...)."""
+        """Begin all anew, in other episodes at each call: what is seen (B, ...)."""
         ...
 
     def step(self, action: Tensor) -> Step:
@@ -95,7 +95,10 @@ class Env(Protocol):
         ...
 
     def restore(self, state: State) -> Tensor:
-        """Go on from a state, whose tensors lie on the device of the place: what is seen (B, ...)."""
+        """Go on from a state, whose tensors lie on the device of the place: what is seen (B, ...).
+
+        Where there was none to save the state is {"anew": n}: begin episodes that are other ones for each n.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -74,11 +74,10 @@ class Gymnasium(Remembers):
         if self.envs % place.ranks:
             raise UserError(f"{self.envs} environments do not divide among {place.ranks} processes: take a multiple.")
         n = self.envs // place.ranks
-        self._device, first = place.device, place.rank * n
-        self._seeds = [fold(place.seed, _SEED, first + i) % 2**31 for i in range(n)]
+        self._device, self._place = place.device, place
         made = [self._made() for _ in range(n)]
         self._all, self._bare = [env for env, _ in made], made[0][1]
-        self._elapsed = [0] * n
+        self._elapsed, self._seeds = [0] * n, self._fresh()
         space = self._all[0].action_space
         self._bounds = (space.low, space.high, space.dtype) if isinstance(self.action, Box) else None
         integers = isinstance(self.observation, Choice)
@@ -87,11 +86,16 @@ class Gymnasium(Remembers):
         self._drawn: dict[int, Picture] = {}
         self._ours = False  # whether we draw it, there being no OpenGL
 
+    def _fresh(self, *more: int) -> list[int | None]:
+        n = len(self._all)
+        return [fold(self._place.seed, _SEED, self._place.rank * n + i, *more) % 2**31 for i in range(n)]
+
     def reset(self) -> Tensor:
-        """Begin all anew: what is seen (B, ...)."""
+        """Begin all anew, in other episodes at each call: what is seen (B, ...)."""
         seen, self._elapsed = self._room(), [0] * len(self._all)
         for i, (env, seed) in enumerate(zip(self._all, self._seeds, strict=True)):
             seen[i] = env.reset(seed=seed)[0]
+        self._seeds = [None] * len(self._all)  # each goes on by its own generator
         self._seen = self._tensor(seen)
         return self._seen
 
@@ -164,6 +168,9 @@ class Gymnasium(Remembers):
 
     def restore(self, state: State) -> Tensor:
         """Go on from a state: what is seen (B, ...)."""
+        if "anew" in state:
+            self._seeds = self._fresh(int(state["anew"]))
+            return self.reset()
         self.reset()
         for env, there in zip(self._all, state["each"], strict=True):
             write(env, there)
@@ -228,20 +235,25 @@ class Simulator(Remembers):
         self.make, self.envs, self.observation, self.action, self.final = make, envs, observation, action, final
 
     def start(self, place: Place) -> None:
-        """Make this rank's part."""
+        """Take one's place. This rank's part is made when it begins, since many a simulator can be made once only."""
         if self.envs % place.ranks:
             raise UserError(f"{self.envs} environments do not divide among {place.ranks} processes: take a multiple.")
-        n = self.envs // place.ranks
-        self._sim = self.make(n, place.device, fold(place.seed, _SEED, place.rank) % 2**31)
+        self._place, self._more = place, cast("tuple[int, ...]", ())
+        self._sim: Batched | None = None
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
+        if self._sim is None:
+            place = self._place
+            seed = fold(place.seed, _SEED, place.rank, *self._more) % 2**31
+            self._sim = self.make(self.envs // place.ranks, place.device, seed)
         said = self._sim.reset()
         self._last = _policy(said[0] if isinstance(said, tuple) else said).clone()
         return self._last
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
+        assert self._sim is not None
         said, reward, terminated, truncated, more = self._sim.step(action)
         obs, ended = _policy(said).clone(), terminated.to(torch.bool, copy=True)
         cut = truncated.bool() & ~ended
@@ -256,7 +268,8 @@ class Simulator(Remembers):
         raise CannotRestore(f"the simulator of {self.make.__name__!r} begins new episodes.")
 
     def restore(self, state: State) -> Tensor:
-        """Never called, as there is no state."""
+        """Begin episodes that are other ones for each state["anew"]: what is seen (B, ...)."""
+        self._sim, self._more = None, (int(state["anew"]),)
         return self.reset()
 
 
