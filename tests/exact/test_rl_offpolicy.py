@@ -204,6 +204,21 @@ def test_a_squashed_law_sums_to_one(low, high):
     assert law.log_prob(params, torch.tensor([[high]])).isfinite().all()
 
 
+@pytest.mark.parametrize("log_sigma", [-3.0, 0.0, 1.0, 1.5, 2.0])
+def test_the_entropy_of_wide_laws_too_is_that_of_a_dense_quadrature(log_sigma):
+    """H = log σ + ½ log 2πe + E log(1 − tanh² u), the mean by a million points."""
+    law, u = SquashedNormal(1), torch.linspace(-12, 12, 1_000_001, dtype=torch.float64)
+    weights = (-0.5 * u.square()).exp()
+    for mean in (0.0, 0.5, 3.0):
+        points = mean + math.exp(log_sigma) * u
+        slope = -2 * (points.abs() + torch.log1p((-2 * points.abs()).exp()) - math.log(2))
+        expected = log_sigma + 0.5 * math.log(2 * math.pi * math.e) + float((weights * slope).sum() / weights.sum())
+        for kind, within in ((torch.float64, 1e-6), (torch.float32, 2e-5)):
+            found = law.entropy(torch.tensor([[mean, log_sigma]], dtype=kind))
+            assert found.dtype == kind
+            assert found.item() == pytest.approx(expected, abs=within)
+
+
 def test_draws_are_of_the_law():
     law, n = SquashedNormal(3, -2.0, 1.0), 50_000
     params = random(0, 1, 6).double().expand(n, 6)
