@@ -266,7 +266,7 @@ def test_without_a_critic():
 def test_what_another_number_of_processes_lived_through_is_refused_in_a_sentence():
     half, whole = (started(Online(pole(4)), ranks=ranks) for ranks in (2, 1))
     half.next(Told(), {})
-    with pytest.raises(UserError, match="had 2 environments and would now have 4: .* as many processes as before"):
+    with pytest.raises(UserError, match=r"had 2 environments and would now have 4: .* as many processes as before"):
         whole.restore(half.state())
 
 
