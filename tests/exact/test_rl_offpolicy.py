@@ -351,12 +351,14 @@ def test_the_losses_of_sac_are_its_formulas():
     assert 0 < int((twins[0] < twins[1]).sum()) < 9
     plain = (0.3 * logp - torch.minimum(*twins)).mean()
     found = model.policy(batch)
-    assert found.value.item() == pytest.approx((plain + math.log(0.3) * (2.0 - logp).mean()).item(), rel=1e-4)
+    expected = plain + math.log(0.3) * (2.0 - 2 * math.log(2) - logp).mean()
+    assert found.value.item() == pytest.approx(expected.item(), rel=1e-4)
     expected = torch.autograd.grad(plain, list(model.actor.parameters()), retain_graph=True)
     *grads, slope = torch.autograd.grad(found.value, [*model.actor.parameters(), model.log_alpha])
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b)
-    assert slope.item() == pytest.approx(-(logp.mean() - 2.0).item(), rel=1e-5)
+    goal = 2.0 - 2 * math.log(2)  # −H̄: of two numbers in units of bounds 4 apart
+    assert slope.item() == pytest.approx(-(logp.mean() - goal).item(), rel=1e-5)
 
 
 def test_a_temperature_that_stands_is_not_trained():
@@ -365,7 +367,7 @@ def test_a_temperature_that_stands_is_not_trained():
     assert "log_alpha" not in {n for n, p in model.named_parameters() if p.requires_grad}
     _, logp = model.law.draw(model.actor(batch["obs"]), Noise(~batch["key"]))
     learned = soft().policy(batch)
-    extra = math.log(0.3) * (2.0 - logp.mean().item())
+    extra = math.log(0.3) * (2.0 - 2 * math.log(2) - logp.mean().item())
     assert model.policy(batch).value.item() == pytest.approx(learned.value.item() - extra, rel=1e-4)
 
 
@@ -404,7 +406,8 @@ class Bandit(Net):
 def test_sac_finds_the_temperature_of_the_bandit():
     """A10, row 9: σ² = α/2c, and a target entropy H asks for α = 2c e^{2H} / 2πe, within 5 %. Bounds far away."""
     c, target = 2.0, -1.0
-    model = SAC(Constant(), Bandit(c, 0.3), SquashedNormal(1, -8.0, 8.0), entropy=target, alpha=0.1)
+    law = SquashedNormal(1, -8.0, 8.0)
+    model = SAC(Constant(), Bandit(c, 0.3), law, entropy=target - math.log(8), alpha=0.1)
     policy, alpha = torch.optim.Adam([model.actor.params], 0.05), torch.optim.SGD([model.log_alpha], 0.015)
     obs, sums = torch.zeros(512, 1), []
     for step in range(600):
