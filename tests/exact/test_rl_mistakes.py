@@ -12,6 +12,11 @@ from morphogen.errors import UserError
 from morphogen.metrics.returns import return_measures
 from morphogen.nets.ensemble import Ensemble
 from morphogen.nets.mlp import MLP
+from morphogen.recipes.cartpole_a2c import cartpole_a2c
+from morphogen.recipes.cartpole_ppo import cartpole_ppo
+from morphogen.recipes.cartpole_recurrent import cartpole_recurrent
+from morphogen.recipes.cartpole_reinforce import cartpole_reinforce
+from morphogen.recipes.catch_dqn import catch_dqn
 from morphogen.rl.actor_critic import ActorCritic, Clipped, PolicyGradient
 from morphogen.rl.control import cem, ilqr, mppi
 from morphogen.rl.dqn import DQN
@@ -140,12 +145,32 @@ CASES = {
     "priority nan": (lambda: heard(torch.tensor([1.0, nan])), "not finite"),
     "priority of three": (lambda: heard(torch.ones(3)), r"\(3,\).* 2 samples"),
     "return nan": (lambda: return_measures([[1.0, nan, 3.0]], [[1, 1, 1]]), "not finite"),
+    "no units": (lambda: catch_dqn(width=0), "width 0"),
     "memory": (lambda: ppo(pole(), memory=-2), "memory of -2 units"),
     "memory of rows": (lambda: ppo(seen(Box((2, 2))), memory=4), r"shape \(2, 2\)"),
     "seen integers": (lambda: ppo(seen(Choice(7))), "one of 7 integers"),
     "seen integers, standardised": (lambda: a2c(seen(Choice(7)), observations=True), "one of 7 integers"),
     "actions without a shape": (lambda: reinforce(done(Box(()))), r"shape \(\)"),
     "actions of two dimensions": (lambda: ppo(done(Box((2, 3)))), r"shape \(2, 3\)"),
+}
+
+
+CASES |= {
+    f"{make.__name__} of {name}={value}": (lambda make=make, name=name, value=value: make(**{name: value}), says)
+    for make, more in (
+        (cartpole_ppo, ("epochs", "pieces")),
+        (cartpole_recurrent, ("epochs", "pieces")),
+        (cartpole_a2c, ()),
+        (cartpole_reinforce, ()),
+    )
+    for name, value, says in (
+        ("experience", -5, "-5 steps of experience"),
+        ("length", 0, "length 0"),
+        ("envs", 0, "0 environments"),
+        ("epochs", 0, "0 epochs"),
+        ("pieces", 0, "0 pieces"),
+    )
+    if name in ("experience", "length", "envs", *more)
 }
 
 

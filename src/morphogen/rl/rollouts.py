@@ -263,6 +263,15 @@ class Rollouts(Remembers):
         self.env, self.length, self.estimate = env, length, estimate
         self.epochs, self.pieces, self.cut, self.finish, self.most_kl = epochs, pieces, cut, finish, most_kl
 
+    def steps(self, experience: int) -> int:
+        """How many steps of training so many steps of all environments are: of whole stretches, one at least.
+
+        Raises UserError where there are none.
+        """
+        if experience < 1:
+            raise UserError(f"{experience} steps of experience teach nothing: give 1 or more.")
+        return max(1, experience // (self.env.envs * self.length)) * self.epochs * self.pieces
+
     def start(self, place: Place) -> None:
         """Begin all environments."""
         self._player, self._place = Player(self.env, place), place
