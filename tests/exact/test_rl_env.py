@@ -394,6 +394,66 @@ def test_gymnasiums_limits_and_wrappers_are_kept():
         Gymnasium("CartPole-v1", 1, {"gravity_": 3})
 
 
+WRONG = {
+    "map": ("FrozenLake-v1", {"map_name": "5x5"}, "KeyError: '5x5'"),
+    "no steps": ("CartPole-v1", {"max_episode_steps": 0}, "max_episode_steps"),
+    "option": ("CartPole-v1", {"gravity_": 3}, "gravity_"),
+    "module": ("nomodule:Foo-v0", {}, "nomodule"),
+    "no name": ("", {}, "cannot make ''"),
+    "mode": ("CartPole-v1", {"render_mode": "rgb_arrays"}, "did you mean 'rgb_array'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_gymnasium_does_not_know_is_a_sentence(case):
+    pytest.importorskip("gymnasium")
+    name, options, says = WRONG[case]
+    with pytest.raises(UserError, match=says) as said:
+        Gymnasium(name, 1, options)
+    assert "\n" not in str(said.value)
+
+
+def test_a_name_without_a_version_is_written_with_it():
+    pytest.importorskip("gymnasium")
+    env = Gymnasium("CartPole", 1)
+    assert env.name == build(spec(env)).name == spec(env)["args"]["name"] == "CartPole-v1"
+
+
+def test_mistakes_of_tasks_are_sentences():
+    for limit in (0, -3):
+        with pytest.raises(UserError, match=f"limit of {limit} steps"):
+            Simulated(CartPole(limit), 2)
+    with pytest.raises(UserError, match="no map of FrozenLake '5x5'"):
+        frozen_lake("5x5")
+
+
+def test_bounds_that_differ_are_stretched_to_one_box():
+    """A car's steering in [−1, 1] beside gas and brake in [0, 1], and the middle of all is a half of gas."""
+    gym = pytest.importorskip("gymnasium")
+
+    class Car(gym.Env):
+        observation_space = gym.spaces.Box(-9, 9, (3,))
+        action_space = gym.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 2], np.float32))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return action, 0.0, False, False, {}
+
+    gym.register("Car-v0", Car)
+    try:
+        env = Gymnasium("Car-v0", 3)
+        env.start(Place())
+    finally:
+        del gym.registry["Car-v0"]
+    assert (env.action.low, env.action.high) == (-1, 2)
+    env.reset()
+    chosen = torch.tensor([[-1.0, -1, -1], [0.5, 0.5, 0.5], [7, 2, 2]])
+    assert env.step(chosen).obs.tolist() == [[-1, 0, 0], [0, 0.5, 1], [1, 1, 2]]
+
+
 def test_gymnasiums_pictures():
     """Of each environment as the step left it: in the hole where the episode ended, not at the start."""
     pytest.importorskip("pygame", reason="gymnasium draws by pygame: pip install 'morphogen[rl]'")
