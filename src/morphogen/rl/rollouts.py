@@ -173,6 +173,7 @@ def _counted(rows: Rows) -> Tensor:
 class MonteCarlo(Remembers):
     """Returns to the end, from a critic's "value" on where cut off; what they exceed its value by is the advantage.
 
+    Without a critic nothing counts after a cut, the end of the stretch included: then take stretches of many episodes.
     Raises UserError where gamma is not in [0, 1].
     """
 

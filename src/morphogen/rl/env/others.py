@@ -261,6 +261,8 @@ class Simulator(Remembers):
         *,
         final: str = "final_obs",
     ) -> None:
+        if envs < 1:
+            raise UserError(f"{envs} environments hold no experience: give 1 or more.")
         self.make, self.envs, self.observation, self.action, self.final = make, envs, observation, action, final
 
     def start(self, place: Place) -> None:
