@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Batch, Lives, Model, Phase, Source, beneath, size
+from .core import Batch, Lives, Model, Phase, Source, beneath, parameters, size
 from .data.corpus import ByLength, Sequences, Windows
 from .data.source import Shuffled
 from .device import choose_device
@@ -77,18 +77,6 @@ def distinct(source: Source, per_sample: float) -> float | None:
     if isinstance(source.items, Windows):  # which may overlap
         return float((len(source.items) - 1) * source.items.stride + source.items.length)
     return len(source.items) * per_sample
-
-
-def parameters(model: Model) -> dict[str, int]:
-    """Parameters of each part of the model, a shared one in the first part that has it; they add up to all. Those of a
-    model that learns by a rule of its own, such as word vectors, are its saved tables.
-    """
-    found: dict[str, int] = {}
-    for name, p in (dict(model.named_parameters()) or model.state_dict()).items():  # each once
-        *path, _ = name.split(".")
-        part = ".".join(path[:2]) or name
-        found[part] = found.get(part, 0) + p.numel()
-    return found
 
 
 def size_of(model: Model) -> int:

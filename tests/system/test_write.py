@@ -176,7 +176,9 @@ def test_word_vectors_are_mapped(
     words = ["word-vectors", "--data", str(tmp_path / "own.txt"), "--run", run, "--device", "cpu", *small]
     assert call("train", *words) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["parameters"] == 2 * 9 * 4
-    told = capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "Word2Vec (72 parameters)" in told.err + told.out
+    told = told.out
     assert f"morphogen map {run}" in told
     assert "morphogen evaluate" not in told
     assert call("evaluate", run) == 2

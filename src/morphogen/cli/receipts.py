@@ -85,7 +85,7 @@ def begin(run: Path, argv: list[str], device: str) -> None:
 
 def conclude(run: Run) -> dict[str, Any]:
     """Write what the training came to into `result.json`, and return it."""
-    from ..rehearsal import parameters
+    from ..core import parameters
 
     lines = run.log()
     trained = [line for line in lines if "heldout" not in line and "seconds" in line]
