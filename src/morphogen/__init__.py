@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOME = {
     "core": ("Act", "Items", "Loss", "Model", "Net", "Noise", "Phase", "Place", "Source", "Space", "Update", "can"),
