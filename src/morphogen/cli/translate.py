@@ -98,7 +98,7 @@ def translate(
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
     """The pictures that are named, and those in folders that are. UserError where a folder has none, or names clash."""
-    from ..data.listing import SUFFIXES
+    from ..data.decode import SUFFIXES
 
     found: list[Path] = []
     for path in paths:
