@@ -99,7 +99,7 @@ def _bad_files(tmp: Path) -> None:
     (tmp / "loop").symlink_to(tmp / "loop")
     for name in ("diskfull.png", "diskfull.npy"):
         (tmp / name).symlink_to("/dev/full")
-    for name in ("captions", "halves/train", "halves/test", "halves/extra"):
+    for name in ("lone", "captions", "halves/train", "halves/test", "halves/extra"):
         (tmp / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp / name / "0.png")
     (tmp / "captions" / "0.txt").symlink_to("nowhere")

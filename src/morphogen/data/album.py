@@ -103,6 +103,11 @@ class Album(Stored):
         kept, _ = self._decoded()
         return [e for e in kept if e.part == self.part]
 
+    def bad(self) -> list[str]:
+        """The names of those of the part that were left out, as they cannot be used."""
+        kept = {e.name for e in self._decoded()[0]}
+        return [e.name for e in self._wanted() if e.part == self.part and e.name not in kept]
+
     @property
     def captions(self) -> list[str]:
         """The captions of the items, in their order; [] where there are none."""
