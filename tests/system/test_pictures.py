@@ -934,6 +934,35 @@ def test_ranks_have_the_same_bucket_and_together_the_batch(tmp_path):
         data.Buckets([])
 
 
+def test_an_empty_bucket_has_no_turn(tmp_path):
+    """Of square pictures alone: the batches are those of their bucket, on ranks and after a restore too."""
+    folder = fill(tmp_path / "p", many(30))
+    listed = data.index(folder)
+    albums = [data.Album(folder, listed, size=s, among=SHAPES) for s in SHAPES[::-1]]
+    assert [len(a) > 0 for a in albums] == [False, False, True]
+
+    def made(rank: int = 0, ranks: int = 1) -> data.Buckets:
+        source = data.Buckets([data.Shuffled(a, 4) for a in albums])
+        source.start(Place(rank, ranks, seed=1))
+        return source
+
+    alone = data.Shuffled(albums[2], 4)
+    alone.start(Place(seed=1))
+    whole, parts = made(), [made(r, 2) for r in range(2)]
+    for _ in range(20):
+        state = json.loads(json.dumps(whole.state()))
+        batch = whole.next(None, {})
+        assert batch["x"].equal(alone.next()["x"])
+        assert torch.cat([p.next(None, {})["x"] for p in parts]).equal(batch["x"])
+        again = data.Buckets([data.Shuffled(a, 4) for a in albums])
+        again.restore(state)  # without a start, it is at seed 0
+        fresh = made()
+        fresh.restore(state)
+        assert fresh.next(None, {})["x"].equal(batch["x"])
+    with pytest.raises(UserError, match="none of 2 buckets"):
+        data.Buckets([data.Shuffled(a, 4) for a in albums[:2]]).next(None, {})
+
+
 def test_crops_lie_everywhere_and_follow_their_keys():
     from morphogen.core import Noise
 
