@@ -981,6 +981,68 @@ def test_crops_lie_everywhere_and_follow_their_keys():
     assert permutation(3, 0, 0).shape == (3,)
 
 
+# ---- a look at them --------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_looked_at_before_a_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        f"{c}/{i:03d}.png": encoded(np.full((20 + i, 30, 3), 90 * k, np.uint8))
+        for k, c in enumerate("ab")
+        for i in range(30)
+    }
+    fill(
+        tmp_path / "my pets",
+        {**contents, "b/bad.png": b"x", "b/cut.png": encoded(pixels(3, 25, 25))[:200], "b/a.gif": b""},
+    )
+    assert main(["data", "show", "my pets", "--columns", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    page = json.loads(out.splitlines()[-1])
+    assert "Not read of 'my pets': 1 other files (.gif 1)." in err
+    held = sum(e.part == "test" for e in listing.read(data.index("my pets")).entries if e.name in contents)
+    assert page["classes"] == {"a": 30, "b": 31}  # the damaged one is no row's, and was not decoded
+    assert page["counts"]["test"] in (held, held + 1)
+    assert (page["smallest"], page["largest"]) == ([20, 30], [49, 30])
+    assert page["bad"] == {"b/bad.png": "it is no PNG, JPEG or WebP"}
+    with Image.open("my pets.png") as sheet:
+        across, down = 64 + 4, 64 + 14 + 4
+        assert sheet.size == (4 + 3 * across, 4 + 2 * down)
+        assert [sheet.getpixel((4 + 32, 4 + 32 + r * down)) for r in range(2)] == [(0, 0, 0), (90, 90, 90)]
+    capsys.readouterr()
+    assert main(["data", "show", "my pets", "--columns", "40", "--out", "wide.png"]) == 0
+    said = capsys.readouterr().out
+    assert "a 30, b 30" in said
+    assert "'b/cut.png' (it is damaged" in said
+    assert "morphogen train pictures-diffusion --data 'my pets'" in said
+    with Image.open("wide.png") as sheet:
+        assert sheet.width == 4 + 40 * across
+    monkeypatch.chdir(tmp_path / "my pets")
+    assert main(["data", "show", "."]) == 2
+    assert "among the pictures themselves" in capsys.readouterr().err
+    assert not Path("my pets.png").exists()
+
+
+def test_pictures_without_classes_are_looked_at_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{i:03d}.png,a thing,{i}\n" for i in range(5))
+    (tmp_path / "t.csv").write_text("file_name,caption,age\n" + rows)
+    path = zipped(tmp_path / "p.zip", many(5))
+    assert main(["data", "show", str(path), "--table", "t.csv", "--columns", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "also said captions, age" in said
+    assert "--table t.csv" in said
+    with Image.open("p.png") as sheet:
+        assert sheet.height == 4 + 3 * (64 + 14 + 4)
+    for words, answer in (
+        ([str(path), "--columns", "0"], "0 columns"),
+        (["./nothing"], "There is no folder"),
+        (["digits", "--table", "t.csv"], "--table is of pictures"),
+        ([str(zipped(tmp_path / "b.zip", {"a.png": b""}))], "'a.png' (it is empty)"),
+    ):
+        assert main(["data", "show", *words]) == 2
+        assert answer in capsys.readouterr().err.splitlines()[-1]
+
+
 # ---- the recipe ----------------------------------------------------------------------------------------------------
 
 SMALL = ["--size", "8", "--steps", "2", "--width", "8", "--batch", "4", "--device", "cpu"]
