@@ -51,6 +51,15 @@ def one_for_each(n: int, cond: Mapping[str, Any], noise: Noise | None) -> None:
         raise UserError(f"The noise has {len(noise)} keys for {n} samples: give one for each.")
 
 
+def labelled(cond: Mapping[str, Any] | None) -> None:
+    """A generator that draws the class it is told must be told one."""
+    cond = cond or {}
+    if "label" not in cond or ("null" in cond and bool(cond["null"].any())):
+        raise UserError(
+            'This generator draws the class that it is told: give --label, or cond={"label": …}, one for each sample.'
+        )
+
+
 def guidable(guidance: float, drop: float) -> None:
     """Guidance against dropped conditions needs a model that was trained with some dropped."""
     if guidance != 1 and drop == 0:

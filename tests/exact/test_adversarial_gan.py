@@ -138,10 +138,10 @@ def test_the_bound_of_information_is_at_most_the_entropy_and_tight_for_a_perfect
     assert c.sum(1).eq(1).all()
     assert c.mean(0).sub(0.2).abs().max() < 0.04
     for said in (torch.randn(4000, 5, dtype=torch.float64), 3 * c, 60 * c):
-        bound = code.logs(code.of_made(said, c, {}).mean())["information"]
+        bound = code.report(code.of_made(said, c, {}).mean())
         assert float(bound) <= math.log(5) + 1e-12
     assert float(bound) == pytest.approx(math.log(5))  # Q = the posterior: I = H(c)
-    blind = code.logs(code.of_made(0 * c, c, {}).mean())["information"]
+    blind = code.report(code.of_made(0 * c, c, {}).mean())
     assert float(blind) == pytest.approx(0)  # Q = the prior: nothing is known
 
 
@@ -157,7 +157,22 @@ def test_a_continuous_code_has_the_normal_laws_cost() -> None:
     torch.testing.assert_close(code.of_made(said, c, {}), -law.log_prob(c).sum(1))
     # the best blind normal law: E[-log Q] ≥ H(c), so that the bound is no more than 0
     blind = torch.cat((torch.zeros_like(c), torch.full_like(c, 0.5 * math.log(1 / 3))), 1)
-    assert float(code.logs(code.of_made(blind, c, {}).mean())["information_continuous"]) < 0
+    assert float(code.report(code.of_made(blind, c, {}).mean())) < 0
+
+
+def test_codes_of_one_kind_are_logged_apart() -> None:
+    model = gan(readings=(Categorical(3), Continuous(1), Categorical(4)))
+    assert list(model.generator_loss(batch()).logs) == ["information", "information_continuous", "information_2"]
+
+
+def test_what_was_always_told_a_class_draws_none_untold() -> None:
+    """The row of no class has learned nothing where no condition was dropped."""
+    z, label = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    for cond in (None, {}, {"label": label, "null": torch.tensor([False, True])}):
+        with pytest.raises(UserError, match="--label"):
+            gan().decode(z, cond)
+        assert gan(drop=0.1).decode(z, cond).shape == (2, 2)
+    assert gan().decode(z, {"label": label}).shape == gan().sample(2).shape
 
 
 def test_an_auxiliary_classifier_is_read_on_both_kinds() -> None:

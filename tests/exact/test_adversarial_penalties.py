@@ -35,6 +35,16 @@ def noise(n: int, seed: int = 0) -> Noise:
     return Noise(keys(torch.arange(n), seed))
 
 
+def test_pictures_may_lie_channels_last() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Conv2d(3, 2, 3).double(), points(2, 3, 5, 6)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        critic, real = net.to(memory_format=layout), x.to(memory_format=layout).requires_grad_()
+        found.append((zero_centred(real, critic(real)), gradient_penalty(critic, real, real + 1, noise(2))))
+    torch.testing.assert_close(*found)
+
+
 def points(n: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 

@@ -134,7 +134,7 @@ def test_the_way_from_one_to_another() -> None:
 def test_classes_must_be_told() -> None:
     inverse = Inverse(style(3), "z", steps=2)
     x = torch.randn(2, *SHAPE)
-    with pytest.raises(UserError, match="what class it is told"):
+    with pytest.raises(UserError, match="the class that it is told"):
         inverse.encode(x)
     assert inverse.encode(x, {"label": torch.tensor([0, 2])}).shape == (2, 6)
     with pytest.raises(UserError, match="3 rows for 2"):

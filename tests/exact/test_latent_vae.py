@@ -117,6 +117,7 @@ def test_mmd_of_two_normals():
         2 * k(a[i], b[j]) / 9 for i, j in pairs
     )
     assert mmd(a, b, 1.7).item() == pytest.approx(by_hand, abs=1e-12)
+    assert mmd(a[:1], b[:1]).item() == mmd(a, b[:1]).item() == 0  # one says nothing of a law
 
 
 def test_free_bits_pull_at_no_dimension_that_has_few():

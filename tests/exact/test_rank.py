@@ -61,8 +61,11 @@ def test_the_area_is_scikit_learns(seed: int, ties: bool) -> None:
 def test_separable_scores_have_all_of_the_area() -> None:
     score, positive = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([False, False, True, True, True])
     found = auroc(score, positive)
-    assert found[:4] == (1.0, 1.0, 1.0, 5)
-    assert auroc(-score, positive).value == 0
+    assert (found.value, found.high, found.n) == (1.0, 1.0, 5)
+    assert found.low == pytest.approx(math.sqrt(0.025))  # two negatives beside two positives, both in order
+    assert auroc(-score, positive)[:3] == pytest.approx((0.0, 0.0, 1 - math.sqrt(0.025)))
+    many = auroc(torch.arange(400.0), torch.arange(400) >= 200)
+    assert 0.98 < many.low < 1
     same = auroc(torch.zeros(5), positive)
     assert same.value == 0.5
 

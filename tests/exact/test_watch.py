@@ -126,6 +126,18 @@ class Dead_(Played):
         return Loss(0 * self.other.weight.sum())
 
 
+class Late(Played):
+    """Its critic has no turn in the first steps."""
+
+    def __init__(self, after: int = 1000, still: bool = False) -> None:
+        super().__init__(still=still)
+        self.after = after
+
+    def critic_loss(self, batch) -> Loss:
+        waits = Loss(0 * (self.critic.weight + self.other.weight).sum())
+        return waits if self.step < self.after else super().critic_loss(batch)
+
+
 def items(part: str, n: int = 40) -> Tensors:
     return Tensors(Noise.seeded(1 if part == "train" else 2, n).normal(2))
 
@@ -153,6 +165,8 @@ def signs(lines) -> list[str]:
         (lambda: Played("truth", "sure"), []),  # sure of itself, and yet the samples are good
         (lambda: Played("truth", "behind"), ["critic does not learn"]),
         (lambda: Played(still=True), ["critic does not learn"]),
+        (lambda: Late(), []),
+        (lambda: Late(after=20, still=True), ["critic does not learn"]),
         (lambda: Played(scores="round"), ["oscillation"]),
         (lambda: Played("some"), ["mode collapse"]),
         (lambda: Played("copies"), ["memorisation"]),

@@ -80,6 +80,9 @@ def test_the_way_between_items_is_that_of_their_latents(made: Path, capsys: pyte
     assert films == [str(made / "plane" / "interpolated.png"), str(made / "morph.gif")]
     with Image.open(made / "morph.gif") as film:
         assert film.n_frames == 16  # nine there, seven back
+    mixed = [f"interpolate told --ends 7 {other} --steps 2 --out @mixed.npy" for other in ("1", "@wide.png")]
+    starts = [np.load(made / "mixed.npy")[0, 0] for words in mixed if told(made, capsys, words)]
+    assert np.allclose(*starts, atol=1e-6)  # an item keeps its class beside a picture that has none
     one = told(made, capsys, "interpolate told --ends 0 1 --label 4 --steps 2 --out @told.npy")
     assert one["steps"] == 2
     codec = model(made, "told")

@@ -14,6 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from morphogen.adversarial.gan import GAN
+from morphogen.adversarial.progressive import ProgressiveGAN
+from morphogen.adversarial.stylegan import StyleGAN2
+from morphogen.adversarial.translate import CycleGAN
 from morphogen.cli.flags import flags_of
 from morphogen.core import Acts, Noise, can
 from morphogen.data.encoded import Encoded
@@ -169,6 +173,9 @@ def test_a_recipe_builds_and_its_spec_builds_it_again(name: str, preset: str) ->
     if not can(experiment.model, Acts):  # whose data is what comes of its actions
         assert experiment.data.test is not None
         assert experiment.data.space is not None
+    if isinstance(experiment.model, GAN | StyleGAN2 | ProgressiveGAN | CycleGAN):  # whose losses say nothing of samples
+        assert experiment.trainer.heldout is not None
+        assert experiment.trainer.heldout.metric in ("frechet", "coverage")
     graph = spec(experiment)
     again = build(graph, seed=0)
     assert spec(again) == graph

@@ -188,6 +188,8 @@ class Adaptive(Net):
             elif name in MOVES:
                 place = torch.where(hit[:, None, None], place @ MOVES[name](u, z, (height, width)), place)
                 moved = moved | hit
+            elif channels not in (1, 3):
+                raise UserError(f"{name!r} is of grey or RGB pictures, and here are {channels} channels: leave it out.")
             elif channels == 3 or name not in _COLOURED:
                 colour = torch.where(hit[:, None, None], COLOURS[name](u, z) @ colour, colour)
                 coloured = coloured | hit

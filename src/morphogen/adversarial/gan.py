@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checks import one_for_each
+from ..checks import labelled, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, Phase, size
 from ..errors import UserError
 from ..nets.embed import ClassEmbedding, drop
@@ -132,11 +132,7 @@ class GAN(Model):
         real, fake = (x.detach().requires_grad_(bool(terms)) for x in (batch["x"], made))
         real_scores, real_said = self._judge(real, cond)
         fake_scores, fake_said = self._judge(fake, cond)
-        logs = {
-            "real": real_scores.detach().mean(),
-            "fake": fake_scores.detach().mean(),
-            "right": self.game.right(real_scores, fake_scores),
-        }
+        logs = self.game.said(real_scores, fake_scores)
         value = self.game.critic(real_scores, fake_scores)
         for reading, a, b, code in zip(self.readings, real_said, fake_said, latents.codes, strict=True):
             value = value + reading.weight * reading.of_made(b, code, cond).mean()
@@ -153,9 +149,11 @@ class GAN(Model):
         scores, said = self._judge(self._make(latents, cond), cond)
         real = self._judge(batch["x"], cond)[0] if self.game.compares else scores
         value, logs = self.game.generator(real, scores), dict[str, Tensor]()
-        for reading, told, code in zip(self.readings, said, latents.codes, strict=True):
+        for i, (reading, told, code) in enumerate(zip(self.readings, said, latents.codes, strict=True)):
             cost = reading.of_made(told, code, cond).mean()
-            value, logs = value + reading.weight * cost, logs | reading.logs(cost.detach())
+            value = value + reading.weight * cost
+            before = sum(r.name == reading.name for r in self.readings[:i])
+            logs[f"{reading.name}_{before + 1}" if before else reading.name] = reading.report(cost.detach())
         return Loss(value, logs)
 
     def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
@@ -188,7 +186,9 @@ class GAN(Model):
         return torch.cat((z, *codes), 1)
 
     def decode(self, z: Float[Tensor, "b d"], cond: Cond | None = None) -> Float[Tensor, "b ..."]:
-        """x of z and codes, side by side."""
+        """x of z and codes, side by side. Raises UserError where the nets were always told a class and now are not."""
+        if self.labels and not self.drop:
+            labelled(cond)
         x: Tensor = self.generator(z, cond or NONE)
         return x
 

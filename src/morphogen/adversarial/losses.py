@@ -127,6 +127,10 @@ class Game(Remembers):
             return (real > fake).to(real.dtype).mean()
         return 0.5 * ((real > 0).to(real.dtype).mean() + (fake < 0).to(fake.dtype).mean())
 
+    def said(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """What every critic logs: both mean scores, and the share that is right."""
+        return {"real": real.detach().mean(), "fake": fake.detach().mean(), "right": self.right(real, fake)}
+
 
 NON_SATURATING = Game(non_saturating, non_saturating_generator)
 MINIMAX = Game(non_saturating, minimax_generator)

@@ -54,7 +54,7 @@ class Play(NamedTuple):
 
 def gradient(x: Float[Tensor, " b *shape"], scores: Float[Tensor, " b *scores"]) -> Float[Tensor, "b d"]:
     """∇D(x) of each row (B, D), differentiable; the scores are of x, row by row."""
-    (g,) = torch.autograd.grad(scores.view(len(x), -1).mean(1).sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(scores.reshape(len(x), -1).mean(1).sum(), x, create_graph=True)
     return g.flatten(1)
 
 

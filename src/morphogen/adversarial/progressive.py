@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import learnable, one_for_each
+from ..checks import labelled, learnable, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, Phase, keys, size
 from ..errors import UserError
 from ..nets.conv import doubled, halved
@@ -125,9 +125,8 @@ class ProgressiveGAN(Model):
         penalty, logs = penalised(penalties, said)
         value = self.game.critic(said.real_scores, said.fake_scores) + penalty
         value = value + self.drift * said.real_scores.square().mean()
-        real, fake = said.real_scores.detach(), said.fake_scores.detach()
-        logs |= {"real": real.mean(), "fake": fake.mean(), "right": self.game.right(real, fake)}
-        return Loss(value, logs | {"grown": real.new_tensor(stage.level + stage.alpha)})
+        logs |= self.game.said(said.real_scores, said.fake_scores)
+        return Loss(value, logs | {"grown": said.real_scores.new_tensor(stage.level + stage.alpha)})
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The generator's side of the game."""
@@ -162,8 +161,8 @@ class ProgressiveGAN(Model):
 
     def decode(self, z: Float[Tensor, "b d"], cond: Cond | None = None) -> Float[Tensor, " b *shape"]:
         """The pictures of z. Raises UserError where the nets know classes and `cond` has no label."""
-        if self.generator.classes is not None and "label" not in (cond or NONE):
-            raise UserError('This generator draws what class it is told: give it cond={"label": …}, one for each z.')
+        if self.generator.classes is not None:
+            labelled(cond)
         x: Tensor = self.generator(z, cond or NONE, stage=self.stage)
         while x.shape[2] < self.generator.edge:
             x = doubled(x)

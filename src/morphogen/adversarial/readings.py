@@ -52,9 +52,9 @@ class Reading(Remembers, ABC):
         """The same of real x, whose code nobody knows: None."""
         return None
 
-    def logs(self, cost: Tensor) -> dict[str, Tensor]:
-        """What to report of the mean cost of made x."""
-        return {self.name: cost}
+    def report(self, cost: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """What the log has under `name` of the mean cost of made x."""
+        return cost
 
 
 class Auxiliary(Reading):
@@ -84,9 +84,9 @@ class Code(Reading):
 
     entropy: float
 
-    def logs(self, cost: Tensor) -> dict[str, Tensor]:
+    def report(self, cost: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The bound H(c) + E log Q(c | x) of the mutual information, nats."""
-        return {self.name: self.entropy - cost}
+        return self.entropy - cost
 
 
 class Categorical(Code):

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import learnable, one_for_each
+from ..checks import labelled, learnable, one_for_each
 from ..core import NONE, Batch, Loss, Model, Noise, Phase, each, everyone, keys
 from ..errors import UserError
 from ..nets.style import StyleCritic, StyleGenerator
@@ -125,12 +125,11 @@ class StyleGAN2(Model):
         real, fake = (t.detach().requires_grad_(bool(penalties)) for t in (self.seen(x, noise), fake))
         said = Play(lambda t: self.critic(t, cond), real, fake, self.critic(real, cond), self.critic(fake, cond), noise)
         penalty, logs = penalised(penalties, said)
-        scores = said.real_scores.detach(), said.fake_scores.detach()
-        logs |= {"real": scores[0].mean(), "fake": scores[1].mean(), "right": self.game.right(*scores)}
+        logs |= self.game.said(said.real_scores, said.fake_scores)
         if self.augment is not None:
             logs["augment"] = self.augment.p.clone()
         value = self.game.critic(said.real_scores, said.fake_scores) + penalty
-        return Loss(value, logs, {"real": scores[0]})
+        return Loss(value, logs, {"real": said.real_scores.detach()})
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The generator's side of the game and, where it is due, the path length."""
@@ -215,8 +214,8 @@ class StyleGAN2(Model):
         self, z: Float[Tensor, "b d"], cond: Cond | None = None, truncation: float = 1.0
     ) -> Float[Tensor, "b w"]:
         """w of z, truncated. Raises UserError where the net knows classes and `cond` has no label."""
-        if self.generator.classes is not None and "label" not in (cond or NONE):
-            raise UserError('This generator draws what class it is told: give it cond={"label": …}, one for each z.')
+        if self.generator.classes is not None:
+            labelled(cond)
         w: Tensor = self.generator.mapping(z, cond or NONE)
         return w if truncation == 1 else torch.lerp(self.mean_w, w, truncation)
 

@@ -84,7 +84,7 @@ class Pix2Pix(Model):
         with torch.no_grad():
             made = self.translate(source, noise=Noise(batch["key"]))
         real, fake = self._scores(source, x), self._scores(source, made)
-        return Loss(self.game.critic(real, fake), _scored(self.game, real, fake))
+        return Loss(self.game.critic(real, fake), self.game.said(real, fake))
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The generator's side, and the absolute error."""
@@ -177,7 +177,7 @@ class CycleGAN(Model):
         real, fake = self.critic(x), self.critic(shown)
         real_back, fake_back = self.critic_back(source), self.critic_back(shown_back)
         value = self.game.critic(real, fake) + self.game.critic(real_back, fake_back)
-        there, back = _scored(self.game, real, fake), _scored(self.game, real_back, fake_back)
+        there, back = self.game.said(real, fake), self.game.said(real_back, fake_back)
         seen = {"made": made, "slot": slot, "made_back": made_back, "slot_back": slot_back}
         return Loss(value, {k: (there[k] + back[k]) / 2 for k in there}, seen)
 
@@ -262,8 +262,3 @@ def _source(cond: Mapping[str, Tensor] | None) -> Tensor:
 
 def _batch_normed(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def _scored(game: Game, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """What every critic logs: both mean scores, and the share that is right."""
-    return {"real": real.detach().mean(), "fake": fake.detach().mean(), "right": game.right(real, fake)}

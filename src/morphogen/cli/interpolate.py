@@ -144,8 +144,12 @@ def _ends(
                 raise unknown("end", end, ["sample"], "(or give a held-out item's number, or a picture's path)")
             space = pictures_space(run, "a path names a picture: give held-out items by number")
             x[i] = picture(space, Path(end), context.tell.note)
-    if told is None and len(conds) == len(ends) and all(c is not None for c in conds.values()):
-        told = {k: torch.cat([conds[i][k] for i in range(len(ends))]) for k in conds[0]}
+    known = {i: c for i, c in conds.items() if c}
+    if told is None and known:  # the others are of no class
+        some = next(iter(known.values()))
+        told = {k: torch.cat([known.get(i, some)[k] for i in range(len(ends))]) for k in some}
+        if len(known) < len(ends):
+            told["null"] = torch.tensor([i not in known for i in range(len(ends))])
     dtype = next((p.dtype for p in run.model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     z: dict[int, Tensor] = {}
     if drawn and isinstance(run.model, Inverse):  # its latents are known: nothing to be found

@@ -54,12 +54,15 @@ def rising(step: int, over: int) -> float:
 
 def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: float = 1.0) -> Float[Tensor, ""]:
     """MMD² of two samples under the kernel exp(−|x − y|² / (2 bandwidth²)), without bias: pairs of an x with itself
-    are left out. Wants two or more of each.
+    are left out. 0 where one of them has fewer than two, which say nothing of a law.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         apart = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
         return (apart.clamp(min=0) * (-0.5 / bandwidth**2)).exp()
+
+    if min(len(x), len(y)) < 2:
+        return x.new_zeros(())
 
     def within(a: Tensor) -> Tensor:
         return (kernel(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))

@@ -205,7 +205,7 @@ class VQGAN(Model):
         with torch.no_grad():
             x_hat = self.codec.reconstruct(batch).x
         real, fake = self.critic(batch["x"]), self.critic(x_hat)
-        return Loss(self.game.critic(real, fake), {"real": real.detach().mean(), "fake": fake.detach().mean()})
+        return Loss(self.game.critic(real, fake), self.game.said(real, fake))
 
     def after_step(self, phase: str, seen: Mapping[str, Tensor]) -> None:
         """What the codec does after its own turn."""

@@ -9,9 +9,13 @@ each negative's share of positives above it, V(b): Var = Var V(a) / m + Var V(b)
 the area, (V(a) − AUROC) / (m − 1)^½ m^½ or the like of b, whose squares add up to the variance; influences of several
 areas over the same items add, so the interval of their mean knows that they share their items.
 
+Where the scores part the two kinds without a mistake, that variance is 0, which few items cannot say. Of q items of the
+rarer kind, each beside another of the other kind, all are in order with a probability of A^q: A ≥ 0.025^(1/q) is left.
+
 Sources: Spearman 1904, "The proof and measurement of association between two things"; Hanley & McNeil 1982, "The
 meaning and use of the area under a ROC curve"; DeLong, DeLong & Clarke-Pearson 1988, "Comparing the areas under two or
-more correlated ROC curves"; Sun & Xu 2014 (by mid-ranks). Departure: the interval ends at 0 and 1.
+more correlated ROC curves"; Sun & Xu 2014 (by mid-ranks). Departures: the interval ends at 0 and 1, and has a width
+where all are parted.
 """
 
 from __future__ import annotations
@@ -76,10 +80,14 @@ def roc(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Roc:
 
 
 class Area(NamedTuple):
-    """An area under a ROC curve, and each item's influence (N,) on it: the squares add up to its variance."""
+    """An area under a ROC curve, and each item's influence (N,) on it: the squares add up to its variance.
+
+    few: how many items the rarer kind has.
+    """
 
     value: float
     influence: Tensor
+    few: int
 
 
 def area(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Area:
@@ -95,12 +103,12 @@ def area(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Area:
     influence = torch.zeros_like(score)
     influence[positive] = (above - value) / math.sqrt(m * max(m - 1, 1))
     influence[~positive] = (below - value) / math.sqrt(n * max(n - 1, 1))
-    return Area(value, influence)
+    return Area(value, influence, min(m, n))
 
 
 def apart(a: Area, b: Area) -> Area:
     """By how much one area is above another over the same items."""
-    return Area(a.value - b.value, a.influence - b.influence)
+    return Area(a.value - b.value, a.influence - b.influence, min(a.few, b.few))
 
 
 def auroc(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"], how: str = "area under the ROC curve") -> Measure:
@@ -118,6 +126,7 @@ def mean_area(areas: Sequence[Area], how: str, low: float = 0.0) -> Measure:
     value = sum(a.value for a in areas) / len(areas)
     influence = torch.stack([a.influence for a in areas]).mean(0)
     half = Z95 * float(influence.square().sum().sqrt())
+    half = half or 1 - 0.025 ** (1 / min(a.few for a in areas))
     return Measure(value, max(low, value - half), min(1.0, value + half), len(influence), how)
 
 

@@ -22,6 +22,7 @@ def digits_stacked(
     from ..data.digits import Digits
     from ..data.source import Shuffled
     from ..data.stacked import Stacked, space
+    from ..heldout import HeldOut, Quality
     from ..hooks import SampleGrid
     from ..nets.critic import Critic
     from ..nets.r3gan import R3GANBody, R3GANGenerator
@@ -41,6 +42,7 @@ def digits_stacked(
         steps,
         optim=AdamW(lr, betas=(0.0, 0.99), schedule=Cosine(warmup=steps // 20, floor=0.1)),
         ema=EMA(0.99),
+        heldout=HeldOut(every=max(1, steps // 6), metric="frechet", batch=250, limit=1000, also=Quality()),
         hooks=(SampleGrid(every=max(1, steps // 6), n=40, columns=10), Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 6),
         log_every=50,

@@ -25,7 +25,7 @@ def mnist_cyclegan(
     from ..data.mnist import MNIST, space
     from ..data.paired import Derived, Every, Unpaired
     from ..data.source import Shuffled
-    from ..heldout import HeldOut
+    from ..heldout import HeldOut, Quality
     from ..hooks import Translations
     from ..nets.critic import PatchCritic
     from ..nets.translate import TranslationResNet
@@ -44,7 +44,7 @@ def mnist_cyclegan(
         optim={"generator+back": optim, "critic+critic_back": optim},
         dtype="bfloat16",
         ema=EMA(0.99),
-        heldout=HeldOut(every=max(1, steps // 4), metric="generator_loss.cycle", batch=250, limit=1000),
+        heldout=HeldOut(every=max(1, steps // 4), metric="frechet", batch=250, limit=1000, also=Quality()),
         hooks=(Translations(every=max(1, steps // 4), n=12),),
         save_every=max(1, steps // 4),
         log_every=10,

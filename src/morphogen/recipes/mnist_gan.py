@@ -35,6 +35,7 @@ def mnist_gan(
     from ..average import EMA
     from ..data.mnist import MNIST, space
     from ..data.source import Shuffled
+    from ..heldout import HeldOut, Quality
     from ..hooks import SampleGrid
     from ..nets.critic import Critic
     from ..nets.dcgan import DCGANBody, DCGANGenerator
@@ -72,6 +73,7 @@ def mnist_gan(
         optim=AdamW(lr, betas=betas, schedule=Cosine(warmup=steps // 20, floor=0.1)),
         dtype="bfloat16",
         ema=EMA(0.99),
+        heldout=HeldOut(every=max(1, steps // 6), metric="frechet", batch=250, limit=1000, also=Quality()),
         hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 6),
         log_every=10,

@@ -30,6 +30,7 @@ def mnist_progressive(
     from ..average import EMA
     from ..data.mnist import MNIST, space
     from ..data.source import Shuffled
+    from ..heldout import HeldOut, Quality
     from ..hooks import SampleGrid
     from ..nets.progressive import GrowingCritic, GrowingGenerator
     from ..optim import AdamW
@@ -51,6 +52,7 @@ def mnist_progressive(
         steps,
         optim={"generator": AdamW(lr, betas=(0.0, 0.99)), "critic": AdamW(lr, betas=(0.0, 0.99))},
         ema=EMA(0.99),
+        heldout=HeldOut(every=max(1, steps // 6), metric="frechet", batch=250, limit=1000, also=Quality()),
         hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 10),
         log_every=10,

@@ -33,6 +33,7 @@ def mnist_stylegan(
     from ..average import EMA
     from ..data.mnist import MNIST, space
     from ..data.source import Shuffled
+    from ..heldout import HeldOut, Quality
     from ..hooks import SampleGrid
     from ..nets.style import StyleCritic, StyleGenerator
     from ..optim import AdamW, Cosine
@@ -54,6 +55,7 @@ def mnist_stylegan(
         steps,
         optim={"generator": half, "critic": half},
         ema=EMA(0.99),
+        heldout=HeldOut(every=max(1, steps // 6), metric="frechet", batch=250, limit=1000, also=Quality()),
         hooks=(grid, Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 10),
         log_every=10,

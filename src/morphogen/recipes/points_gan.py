@@ -31,6 +31,7 @@ def points_gan(
     from ..average import EMA
     from ..data.densities import Fresh
     from ..data.table import open
+    from ..heldout import HeldOut, Quality
     from ..hooks import SampleGrid
     from ..nets.critic import Critic
     from ..nets.fourier import FourierFeatures
@@ -67,6 +68,7 @@ def points_gan(
         steps,
         optim=optim,
         ema=EMA(0.99),
+        heldout=HeldOut(max(1, steps // 4), "coverage", "max", batch=250, limit=1000, also=Quality()),
         hooks=(SampleGrid(every=max(1, steps // 4), n=2048), Watch(every=max(1, steps // 6))),
         save_every=max(1, steps // 4),
         log_every=50,

@@ -39,7 +39,7 @@ def translate(
     from ..data.listing import index
     from ..data.paired import Matched, Together, Unpaired
     from ..data.source import Shuffled
-    from ..heldout import HeldOut
+    from ..heldout import HeldOut, Quality
     from ..hooks import Translations
     from ..nets.critic import PatchCritic
     from ..nets.translate import TranslationResNet, TranslationUNet
@@ -55,7 +55,6 @@ def translate(
         shapes.append(parts[0].shape)
     (sources, targets), (a, b) = albums, shapes
     patches = 3 if size >= 128 else 2 if size >= 64 else 1  # halvings of the critic: patches of 70, 34 or 16
-    held = all(parts[0].holds("test") for parts in albums) if unpaired else targets[0].holds("test")
     optim = AdamW(lr, betas=(0.5, 0.999), schedule=Linear())
     if unpaired:
         blocks = 9 if size >= 256 else 6
@@ -70,17 +69,21 @@ def translate(
         )
         data: Unpaired | Shuffled = Unpaired(Shuffled(sources[0], batch), Shuffled(targets[0], batch))
         test: Together | Matched = Together(sources[1], targets[1])
-        names, metric = ("generator+back", "critic+critic_back"), "generator_loss.cycle"
+        names = ("generator+back", "critic+critic_back")
+        quality, metric = Quality(), "frechet"
+        held = all(parts[0].holds("test") for parts in albums) and len(test) > quality.k
     else:
         depth = min(8, size.bit_length() - 1)  # down to one pixel
         net = TranslationUNet(a[0], b[0], width, depth, dropped=min(3, depth - 2))
         model = Pix2Pix(net, PatchCritic(a[0] + b[0], width, patches), a, b)
         data, test = Shuffled(Matched(sources, targets[0]), batch), Matched(sources, targets[1])
-        names, metric = ("generator", "critic"), "generator_loss.l1"
+        names, quality, metric = ("generator", "critic"), None, "generator_loss.l1"
+        held = targets[0].holds("test")
+    heldout = HeldOut(every=max(1, steps // 10), metric=metric, batch=batch, limit=500, also=quality)
     trainer = Trainer(
         steps,
         optim=dict.fromkeys(names, optim),
-        heldout=HeldOut(every=max(1, steps // 10), metric=metric, batch=batch, limit=500) if held else None,
+        heldout=heldout if held else None,
         hooks=(Translations(every=max(1, steps // 10), n=10),),
         save_every=max(1, steps // 20),
         log_every=20,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ class Worth(NamedTuple):
 
     value: float
     error: float
+
+
+@runtime_checkable
+class Delays(Protocol):
+    """A model whose `scaffold` has no turn in its first `after` steps."""
+
+    after: int
 
 
 class Look:
@@ -76,6 +83,18 @@ class Look:
         """The phases that log `name`."""
         ends = "." + name
         return list(dict.fromkeys(k.removesuffix(ends) for line in self.stretch for k in line if k.endswith(ends)))
+
+    @property
+    def _phases(self) -> list[Phase]:
+        return [p for p in self.model.phases() if isinstance(p, Phase)]
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """The parts, and the phases that train them, which have no turn yet."""
+        if not isinstance(self.model, Delays) or self.step > self.model.after:
+            return frozenset()
+        parts = frozenset(self.model.scaffold)
+        return parts | {p.loss.__name__ for p in self._phases if parts.issuperset(p.trains)}
 
     # ---- items and samples
 
@@ -228,6 +247,8 @@ class Look:
             return {}
         found = {}
         for name in self.model.scaffold:
+            if name in self.idle:
+                continue
             named = [p for n, p in self.model.named_parameters() if n.partition(".")[0] == name and p.requires_grad]
             if named:
                 found[name] = float(sum(p.detach().double().square().sum() for p in named)) ** 0.5
@@ -244,7 +265,7 @@ class Look:
         if self.seen is None or not self.seen.recorded or self.training.data.test is None:
             return {}
         found = {}
-        for phase in [p for p in self.model.phases() if isinstance(p, Phase)]:
+        for phase in self._phases:
             name = phase.loss.__name__
             pair = tuple(self._worth(name, items) for items in (self.seen.items, self.training.data.test))
             if pair[0] is not None and pair[1] is not None:

@@ -39,7 +39,8 @@ class Dead(Remembers):
 
     def __call__(self, look: Look) -> Alarm | None:
         """Look at gradients and samples."""
-        for name in ("grad_norm", *(f"{phase}.grad_norm" for phase in look.phases("grad_norm"))):
+        playing = [phase for phase in look.phases("grad_norm") if phase not in look.idle]
+        for name in ("grad_norm", *(f"{phase}.grad_norm" for phase in playing)):
             norm, most = look.mean(name), max(look.series(name), default=0.0)
             if norm is not None and norm <= max(self.gradient * most, 1e-12):
                 part = name.removesuffix(".grad_norm") if "." in name else "the loss"
