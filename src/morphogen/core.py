@@ -128,7 +128,10 @@ class Source(Protocol):
         ...
 
     def state(self) -> State:
-        """All that is needed to continue exactly. Raise `CannotRestore` with one sentence where that is impossible."""
+        """All that is needed to continue exactly. Raise `CannotRestore` with one sentence where that is impossible.
+
+        Where it is so of a part alone, {"cannot": the sentence} stands in its place, and `restore` does without.
+        """
         ...
 
     def restore(self, state: State) -> None:
@@ -163,7 +166,7 @@ def beneath(source: Any, protocol: type) -> Any:
 
 
 class CannotRestore(Exception):
-    """Raised by `Source.state` in one sentence: what of this source is not exact after a resume."""
+    """Raised by `Source.state` or `Env.state` in one sentence: what of it is not exact after a resume."""
 
 
 @runtime_checkable

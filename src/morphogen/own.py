@@ -29,6 +29,15 @@ def source_state(source: Source) -> State:
         return {"cannot": str(reason)}
 
 
+def reasons(state: Any) -> list[str]:
+    """Why what stands in a state will not be exact after a resume, in sentences: it is none where all of it will."""
+    if isinstance(state, Mapping):
+        if state.keys() == {"cannot"}:
+            return [str(state["cannot"])]
+        state = list(state.values())
+    return [r for value in state for r in reasons(value)] if isinstance(state, list | tuple) else []
+
+
 def own(training: Training, parts: Mapping[str, State]) -> State:
     """The part of a rank that is not the first: with its pieces of `parts`. A collective: all ranks call it."""
     buffers = _buffers(training)
@@ -60,9 +69,9 @@ def restore_own(training: Training, parts: Mapping[str, Any]) -> None:
             f"Not exact after this resume: it was saved by {before} processes that each remember another"
             f" {' and '.join(lost)}, and is taken up by {count}."
         )
-    if "cannot" in mine["source"]:
-        training.voice.say(f"Not exact after this resume: {mine['source']['cannot']}")
-    else:
+    for reason in reasons(mine["source"]):
+        training.voice.say(f"Not exact after this resume: {reason}")
+    if "state" in mine["source"]:
         training.source.restore(_placed(mine["source"]["state"], training.device))
     buffers = _buffers(training)
     for name, there in mine["buffers"].items():

@@ -31,7 +31,6 @@ from .average import Average, Rule, averages, rules_of, snapshot
 from .checkpoint import Checkpoints, claim, of_rank, pack, unpack
 from .core import (
     Batch,
-    CannotRestore,
     Lives,
     Loss,
     Model,
@@ -53,7 +52,7 @@ from .heldout import HeldOut
 from .hooks import Hook, Voice, voice_for
 from .log import Log, Unwritten
 from .optim import ELEMENTWISE, AdamW, Constant, Optim, optimiser_state, restore_optimiser
-from .own import own, restore_own, source_state
+from .own import own, reasons, restore_own, source_state
 from .parallel import ALONE, in_pieces, join
 from .replay import NotFinite, explain
 from .spec import Remembers
@@ -328,14 +327,13 @@ class Training:
         if type(self.model).start is Model.start:
             return
         self.reseed(1, rank=0)  # the batch of step 1, and a start that is a function of the seed
-        with contextlib.suppress(CannotRestore):
-            kept: dict[str, Tensor] = {}
-            state = pack(self.source.state(), kept)
-            before = unpack(state, {n: t.clone() for n, t in kept.items()})  # the source may go on in the same memory
-            self._start_with(self._next(1))
-            self.source.restore(before)  # step 1 sees the same batch again
-            return
+        kept: dict[str, Tensor] = {}
+        state = source_state(self.source)
+        page = pack(state, kept)
+        before = unpack(page, {n: t.clone() for n, t in kept.items()})  # the source may go on in the same memory
         self._start_with(self._next(1))
+        if not reasons(state):
+            self.source.restore(before["state"])  # step 1 sees the same batch again
 
     def _start_with(self, batch: Batch) -> None:
         """Every rank starts the model with the whole batch, and so alike."""

@@ -292,9 +292,9 @@ def test_gymnasium_behind_the_protocol():
     assert isinstance(env, Env)
     assert (env.action.n, env.observation.shape, env.limit) == (2, (4,), 500)
     env.start(Place(seed=1))
-    obs, ends = env.reset(), 0
     own = [gym.make("CartPole-v1") for _ in range(3)]
     theirs = [e.reset(seed=s)[0] for e, s in zip(own, env._seeds, strict=True)]
+    obs, ends = env.reset(), 0
     for step in range(60):
         assert torch.equal(obs, torch.tensor(np.stack(theirs)))
         action = Noise.seeded(step, 3).integers(2)
@@ -394,6 +394,66 @@ def test_gymnasiums_limits_and_wrappers_are_kept():
         Gymnasium("CartPole-v1", 1, {"gravity_": 3})
 
 
+WRONG = {
+    "map": ("FrozenLake-v1", {"map_name": "5x5"}, "KeyError: '5x5'"),
+    "no steps": ("CartPole-v1", {"max_episode_steps": 0}, "max_episode_steps"),
+    "option": ("CartPole-v1", {"gravity_": 3}, "gravity_"),
+    "module": ("nomodule:Foo-v0", {}, "nomodule"),
+    "no name": ("", {}, "cannot make ''"),
+    "mode": ("CartPole-v1", {"render_mode": "rgb_arrays"}, "did you mean 'rgb_array'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_gymnasium_does_not_know_is_a_sentence(case):
+    pytest.importorskip("gymnasium")
+    name, options, says = WRONG[case]
+    with pytest.raises(UserError, match=says) as said:
+        Gymnasium(name, 1, options)
+    assert "\n" not in str(said.value)
+
+
+def test_a_name_without_a_version_is_written_with_it():
+    pytest.importorskip("gymnasium")
+    env = Gymnasium("CartPole", 1)
+    assert env.name == build(spec(env)).name == spec(env)["args"]["name"] == "CartPole-v1"
+
+
+def test_mistakes_of_tasks_are_sentences():
+    for limit in (0, -3):
+        with pytest.raises(UserError, match=f"limit of {limit} steps"):
+            Simulated(CartPole(limit), 2)
+    with pytest.raises(UserError, match="no map of FrozenLake '5x5'"):
+        frozen_lake("5x5")
+
+
+def test_bounds_that_differ_are_stretched_to_one_box():
+    """A car's steering in [−1, 1] beside gas and brake in [0, 1], and the middle of all is a half of gas."""
+    gym = pytest.importorskip("gymnasium")
+
+    class Car(gym.Env):
+        observation_space = gym.spaces.Box(-9, 9, (3,))
+        action_space = gym.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 2], np.float32))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return action, 0.0, False, False, {}
+
+    gym.register("Car-v0", Car)
+    try:
+        env = Gymnasium("Car-v0", 3)
+        env.start(Place())
+    finally:
+        del gym.registry["Car-v0"]
+    assert (env.action.low, env.action.high) == (-1, 2)
+    env.reset()
+    chosen = torch.tensor([[-1.0, -1, -1], [0.5, 0.5, 0.5], [7, 2, 2]])
+    assert env.step(chosen).obs.tolist() == [[-1, 0, 0], [0, 0.5, 1], [1, 1, 2]]
+
+
 def test_gymnasiums_pictures():
     """Of each environment as the step left it: in the hole where the episode ended, not at the start."""
     pytest.importorskip("pygame", reason="gymnasium draws by pygame: pip install 'morphogen[rl]'")
@@ -452,6 +512,72 @@ def test_a_simulator_on_the_gpu_behind_the_protocol(make, last):
     assert (made.terminated.tolist(), made.truncated.tolist()) == ([False, False], [False, True])
     with pytest.raises(CannotRestore, match="new episodes"):
         env.state()
+
+
+class Drawing(Isaac):
+    """Begins anywhere, by the seed that it was made with."""
+
+    seeds = ()
+
+    def __init__(self, n, device, seed):
+        super().__init__(n, False)
+        self.noise, Drawing.seeds = Noise.seeded(seed, n), (*Drawing.seeds, seed)
+
+    def reset(self):
+        return self.noise.uniform(1)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Gymnasium("CartPole-v1", 2), lambda: Simulator(Drawing, 2, Box((1,)), Choice(2))]
+)
+def test_who_begins_again_begins_other_episodes(make):
+    """At each reset, and at each place where a run whose state was lost goes on: the same ones at the same place."""
+    pytest.importorskip("gymnasium")
+    Drawing.seeds = ()
+    envs = [make() for _ in range(4)]
+    for env in envs:
+        env.start(Place(seed=2))
+    assert Drawing.seeds == ()  # a simulator that can be made once only is made when it begins
+    seen = [
+        envs[0].reset(),
+        envs[0].reset(),
+        *(env.restore({"anew": n}) for env, n in zip(envs[1:], (0, 7, 7), strict=True)),
+    ]
+    assert torch.equal(seen[3], seen[4])
+    rows = torch.cat(seen[:4])
+    assert len(rows.unique(dim=0)) == len(rows) == 8
+    assert len(Drawing.seeds) in (0, 4)
+
+
+class Reused:
+    """Counts to 4, pays what it counts, and says all of it in the tensors of the step before."""
+
+    def __init__(self, n, device, seed):
+        self.at, self.reward, self.final = torch.zeros(n, 1), torch.zeros(n), torch.zeros(n, 1)
+        self.over, self.cut = torch.zeros(2, n, dtype=torch.bool)
+
+    def reset(self):
+        return {"policy": self.at.zero_()}
+
+    def step(self, action):
+        self.final.copy_(self.at.add_(1))
+        self.reward.copy_(self.at[:, 0])
+        torch.eq(self.at[:, 0], 4, out=self.over)
+        self.at[self.over] = 0
+        return {"policy": self.at}, self.reward, self.over, self.cut, {"final_obs": self.final}
+
+
+def test_what_a_simulator_said_stays_though_it_writes_over_it():
+    env = Simulator(Reused, 2, Box((1,)), Choice(2))
+    env.start(Place())
+    first = env.reset()
+    steps = [env.step(torch.zeros(2, dtype=torch.int64)) for _ in range(6)]
+    assert first[:, 0].tolist() == [0, 0]
+    assert [s.reward[0].item() for s in steps] == [1, 2, 3, 4, 1, 2]
+    assert [s.obs[0].item() for s in steps] == [1, 2, 3, 0, 1, 2]
+    assert [s.final[0].item() for s in steps] == [1, 2, 3, 4, 1, 2]
+    assert [s.terminated[0].item() for s in steps] == [False, False, False, True, False, False]
+    assert not any(bool(s.truncated.any()) for s in steps)
 
 
 def test_an_mdp_walks_as_gymnasium_does():

@@ -140,6 +140,49 @@ def test_mpc_by_samples_comes_near_the_best(planner):
     assert best - 0.2 < total < 1.05 * best + 0.1
 
 
+def gain_of(planner, task, horizon):
+    """K of what a planner does first, u = d − K x: from rest and from a step along each axis, by the same noise. What
+    the noise leaves undone, d, is then the same for all three: on a quadratic a plan's way to the best knows no x.
+    """
+    starts = x0(0.0, 0.0), x0(1.0, 0.0), x0(0.0, 1.0)
+    first = [planner(task, x, torch.zeros(horizon, 1).double())[0] for x in starts]
+    return -torch.stack([u - first[0] for u in first[1:]], 1)
+
+
+def by_mppi(rounds, plans, sigma=1.0, temperature=1.0):
+    def planner(task, x, plan):
+        for again in range(rounds):
+            plan = mppi(task, x, plan, Noise.seeded(again, plans), sigma=sigma, temperature=temperature)
+        return plan
+
+    return planner
+
+
+def by_cem(task, x, plan):
+    return cem(task, x, plan, Noise.seeded(0, 512), sigma=3.0, rounds=25)
+
+
+QUICK = LinearQuadratic(a=((0.6, 0.3), (-0.2, 0.5)), b=((0.0,), (1.0,)), r=((0.5,),))  # at rest in a few steps
+
+
+@pytest.mark.parametrize("planner", [by_mppi(50, 512), by_cem])
+def test_mpc_by_samples_has_riccatis_gains(planner):
+    """Of a short horizon its own, backwards from P = 0; and where all is at rest in 8 steps the stationary ones."""
+    p = torch.zeros_like(A)
+    for _ in range(4):
+        gain, p = riccati(A, B, Q, R, p)
+    torch.testing.assert_close(gain_of(planner, TASK, 4), gain, rtol=0, atol=1e-4)
+    stationary = lqr(QUICK.a, QUICK.b, QUICK.q, QUICK.r).gain
+    torch.testing.assert_close(gain_of(planner, QUICK, 8), stationary, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_mpc_by_samples_has_the_oracles_gains():
+    """The double integrator's, which want a horizon of 60."""
+    found = gain_of(by_mppi(100, 1024, sigma=0.5, temperature=0.5), TASK, 60)
+    torch.testing.assert_close(found, K, rtol=0, atol=1e-4)
+
+
 def test_plans_are_priced_as_they_are_walked():
     """Returns discounted, nothing after an end, and actions within their bounds."""
     plans = Noise.seeded(0, 3).normal(4, 1, dtype=torch.float64)

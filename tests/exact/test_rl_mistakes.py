@@ -5,20 +5,29 @@ from __future__ import annotations
 from math import inf, nan
 
 import pytest
+import torch
 
+from morphogen.core import Loss, Noise, Place
 from morphogen.errors import UserError
+from morphogen.metrics.returns import return_measures
 from morphogen.nets.ensemble import Ensemble
 from morphogen.nets.mlp import MLP
+from morphogen.recipes.cartpole_a2c import cartpole_a2c
+from morphogen.recipes.cartpole_ppo import cartpole_ppo
+from morphogen.recipes.cartpole_recurrent import cartpole_recurrent
+from morphogen.recipes.cartpole_reinforce import cartpole_reinforce
+from morphogen.recipes.catch_dqn import catch_dqn
 from morphogen.rl.actor_critic import ActorCritic, Clipped, PolicyGradient
+from morphogen.rl.control import cem, ilqr, mppi
 from morphogen.rl.dqn import DQN
-from morphogen.rl.env import Box, CartPole, Choice, Simulated
+from morphogen.rl.env import Box, CartPole, Choice, PointMass, Simulated
 from morphogen.rl.moments import Moments
 from morphogen.rl.policy import Categorical, DiagonalNormal, Squashed, SquashedNormal
 from morphogen.rl.presets import a2c, ppo, reinforce
 from morphogen.rl.replay import Priorities, Replay
 from morphogen.rl.rollouts import GAE, MonteCarlo, Rollouts
 from morphogen.rl.sac import SAC
-from morphogen.rl.tabular import grid4
+from morphogen.rl.tabular import evaluate, grid4, occupancy, policy_iteration, value_iteration
 from morphogen.rl.tabular.bandit import UCB, EpsilonGreedy, Gradient, ThompsonNormal
 from morphogen.rl.tabular.control import Control
 from morphogen.rl.td3 import TD3
@@ -42,6 +51,28 @@ def sac(**more):
 
 def td3(**more):
     return TD3(MLP(3, 1, 8, 1), Ensemble(2, 4, width=8), Squashed(1), **more)
+
+
+def planned(planner, plans=8, **more):
+    return planner(PointMass(), torch.zeros(4), torch.zeros(3, 2), Noise.seeded(0, plans), **{"sigma": 1.0} | more)
+
+
+def swept(cost):
+    """iLQR of two numbers that move each other, from rest."""
+    zero = torch.zeros(2, dtype=torch.float64)
+    return ilqr(lambda x, u: x.flip(0) + u, cost, lambda x: x @ x, zero, zero.expand(3, 2))
+
+
+def valued(p):
+    return evaluate(grid4(), torch.full((16, 4), p, dtype=torch.float64), 0.9)
+
+
+def heard(priority):
+    source = replay(priorities=Priorities())
+    source.start(Place())
+    agent = DQN(MLP(4, 2, 8, 1), 2)
+    source.next(agent, {})
+    return source.next(agent, {"loss": Loss(torch.tensor(0.0), {}, {"priority": priority})})
 
 
 def seen(space):
@@ -96,12 +127,50 @@ CASES = {
     "bandit c": (lambda: UCB(nan), "c = nan"),
     "bandit sigma": (lambda: ThompsonNormal(nan), "sigma = nan"),
     "bandit alpha": (lambda: Gradient(nan), "alpha = nan"),
+    "plan gamma": (lambda: value_iteration(grid4(), 1.5), "gamma=1.5"),
+    "plan gamma below 0": (lambda: policy_iteration(grid4(), -0.5), "gamma=-0.5"),
+    "value gamma": (lambda: evaluate(grid4(), torch.ones(16, 4), nan), "gamma=nan"),
+    "visits gamma": (lambda: occupancy(grid4(), torch.ones(16, 4), 2.0), "gamma=2.0"),
+    "policy of 4": (lambda: valued(1.0), "in state 0 sum to 4"),
+    "policy below 0": (lambda: evaluate(grid4(), torch.eye(4)[[0] * 16] * 2 - 0.25, 0.9), "in state 0"),
+    "policy's shape": (lambda: evaluate(grid4(), torch.ones(16), 0.9), r"\(16,\)"),
+    "elite": (lambda: planned(cem, elite=2.0), "elite=2.0"),
+    "one plan": (lambda: planned(cem, plans=1), "1 plan"),
+    "rounds": (lambda: planned(cem, rounds=0), "rounds=0"),
+    "cem sigma": (lambda: planned(cem, sigma=nan), "sigma=nan"),
+    "temperature 0": (lambda: planned(mppi, temperature=0.0), "temperature=0.0"),
+    "temperature below 0": (lambda: planned(mppi, temperature=-1.0), "temperature=-1.0"),
+    "mppi sigma": (lambda: planned(mppi, sigma=-1.0, temperature=1.0), "sigma=-1.0"),
+    "no slope": (lambda: swept(lambda x, u: (x @ x).sqrt() * 0 + u @ u), "step 2 .* not finite"),
+    "priority nan": (lambda: heard(torch.tensor([1.0, nan])), "not finite"),
+    "priority of three": (lambda: heard(torch.ones(3)), r"\(3,\).* 2 samples"),
+    "return nan": (lambda: return_measures([[1.0, nan, 3.0]], [[1, 1, 1]]), "not finite"),
+    "no units": (lambda: catch_dqn(width=0), "width 0"),
     "memory": (lambda: ppo(pole(), memory=-2), "memory of -2 units"),
     "memory of rows": (lambda: ppo(seen(Box((2, 2))), memory=4), r"shape \(2, 2\)"),
     "seen integers": (lambda: ppo(seen(Choice(7))), "one of 7 integers"),
     "seen integers, standardised": (lambda: a2c(seen(Choice(7)), observations=True), "one of 7 integers"),
     "actions without a shape": (lambda: reinforce(done(Box(()))), r"shape \(\)"),
     "actions of two dimensions": (lambda: ppo(done(Box((2, 3)))), r"shape \(2, 3\)"),
+}
+
+
+CASES |= {
+    f"{make.__name__} of {name}={value}": (lambda make=make, name=name, value=value: make(**{name: value}), says)
+    for make, more in (
+        (cartpole_ppo, ("epochs", "pieces")),
+        (cartpole_recurrent, ("epochs", "pieces")),
+        (cartpole_a2c, ()),
+        (cartpole_reinforce, ()),
+    )
+    for name, value, says in (
+        ("experience", -5, "-5 steps of experience"),
+        ("length", 0, "length 0"),
+        ("envs", 0, "0 environments"),
+        ("epochs", 0, "0 epochs"),
+        ("pieces", 0, "0 pieces"),
+    )
+    if name in ("experience", "length", "envs", *more)
 }
 
 

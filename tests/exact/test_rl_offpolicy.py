@@ -204,6 +204,21 @@ def test_a_squashed_law_sums_to_one(low, high):
     assert law.log_prob(params, torch.tensor([[high]])).isfinite().all()
 
 
+@pytest.mark.parametrize("log_sigma", [-3.0, 0.0, 1.0, 1.5, 2.0])
+def test_the_entropy_of_wide_laws_too_is_that_of_a_dense_quadrature(log_sigma):
+    """H = log σ + ½ log 2πe + E log(1 − tanh² u), the mean by a million points."""
+    law, u = SquashedNormal(1), torch.linspace(-12, 12, 1_000_001, dtype=torch.float64)
+    weights = (-0.5 * u.square()).exp()
+    for mean in (0.0, 0.5, 3.0):
+        points = mean + math.exp(log_sigma) * u
+        slope = -2 * (points.abs() + torch.log1p((-2 * points.abs()).exp()) - math.log(2))
+        expected = log_sigma + 0.5 * math.log(2 * math.pi * math.e) + float((weights * slope).sum() / weights.sum())
+        for kind, within in ((torch.float64, 1e-6), (torch.float32, 2e-5)):
+            found = law.entropy(torch.tensor([[mean, log_sigma]], dtype=kind))
+            assert found.dtype == kind
+            assert found.item() == pytest.approx(expected, abs=within)
+
+
 def test_draws_are_of_the_law():
     law, n = SquashedNormal(3, -2.0, 1.0), 50_000
     params = random(0, 1, 6).double().expand(n, 6)
@@ -336,12 +351,14 @@ def test_the_losses_of_sac_are_its_formulas():
     assert 0 < int((twins[0] < twins[1]).sum()) < 9
     plain = (0.3 * logp - torch.minimum(*twins)).mean()
     found = model.policy(batch)
-    assert found.value.item() == pytest.approx((plain + math.log(0.3) * (2.0 - logp).mean()).item(), rel=1e-4)
+    expected = plain + math.log(0.3) * (2.0 - 2 * math.log(2) - logp).mean()
+    assert found.value.item() == pytest.approx(expected.item(), rel=1e-4)
     expected = torch.autograd.grad(plain, list(model.actor.parameters()), retain_graph=True)
     *grads, slope = torch.autograd.grad(found.value, [*model.actor.parameters(), model.log_alpha])
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b)
-    assert slope.item() == pytest.approx(-(logp.mean() - 2.0).item(), rel=1e-5)
+    goal = 2.0 - 2 * math.log(2)  # −H̄: of two numbers in units of bounds 4 apart
+    assert slope.item() == pytest.approx(-(logp.mean() - goal).item(), rel=1e-5)
 
 
 def test_a_temperature_that_stands_is_not_trained():
@@ -350,7 +367,7 @@ def test_a_temperature_that_stands_is_not_trained():
     assert "log_alpha" not in {n for n, p in model.named_parameters() if p.requires_grad}
     _, logp = model.law.draw(model.actor(batch["obs"]), Noise(~batch["key"]))
     learned = soft().policy(batch)
-    extra = math.log(0.3) * (2.0 - logp.mean().item())
+    extra = math.log(0.3) * (2.0 - 2 * math.log(2) - logp.mean().item())
     assert model.policy(batch).value.item() == pytest.approx(learned.value.item() - extra, rel=1e-4)
 
 
@@ -389,7 +406,8 @@ class Bandit(Net):
 def test_sac_finds_the_temperature_of_the_bandit():
     """A10, row 9: σ² = α/2c, and a target entropy H asks for α = 2c e^{2H} / 2πe, within 5 %. Bounds far away."""
     c, target = 2.0, -1.0
-    model = SAC(Constant(), Bandit(c, 0.3), SquashedNormal(1, -8.0, 8.0), entropy=target, alpha=0.1)
+    law = SquashedNormal(1, -8.0, 8.0)
+    model = SAC(Constant(), Bandit(c, 0.3), law, entropy=target - math.log(8), alpha=0.1)
     policy, alpha = torch.optim.Adam([model.actor.params], 0.05), torch.optim.SGD([model.log_alpha], 0.015)
     obs, sums = torch.zeros(512, 1), []
     for step in range(600):

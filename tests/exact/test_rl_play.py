@@ -13,12 +13,13 @@ from morphogen.data.augment import Augmented
 from morphogen.errors import UserError
 from morphogen.metrics.returns import interquartile_mean, mean, median, return_measures, stratified_bootstrap
 from morphogen.rl.control import lqr
-from morphogen.rl.env import CartPole, Catch, LinearQuadratic, PointMaze, Rated, Simulated
-from morphogen.rl.env.env import Box, Choice, Task, Transition
+from morphogen.rl.env import CartPole, Catch, Gymnasium, LinearQuadratic, PointMaze, Rated, Simulated
+from morphogen.rl.env.env import Box, Choice, Step, Task, Transition
 from morphogen.rl.play import another, environment, play
 from morphogen.rl.rollouts import Online, Rollouts
 from morphogen.rl.tabular import cliff_walking, frozen_lake, grid4, ski_resort, value_iteration
 from morphogen.rl.tabular.control import Control, DoubleQ
+from morphogen.spec import Remembers, arguments
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
@@ -203,6 +204,55 @@ def test_an_endless_episode_is_an_error_and_can_be_cut():
     assert play(Still(), short, 4, most=50).lengths.tolist() == [7] * 4
     assert env.task.limit is None  # the run's own environments are as they were
     assert another(env, 5).envs == 5
+
+
+class Own(Remembers):
+    """An environment of a user's, two of it: an episode of `length` steps that pay 1 each."""
+
+    def __init__(self, length: int = 3) -> None:
+        self.length, self.envs, self.observation, self.action = length, 2, Box((1,)), Choice(2)
+
+    def start(self, place):
+        self.at = torch.zeros(2)
+
+    def reset(self):
+        return self.at[:, None]
+
+    def step(self, action):
+        self.at = self.at + 1
+        final, over = self.at[:, None], self.at == self.length
+        self.at = self.at * ~over
+        return Step(self.at[:, None], torch.ones(2), over, torch.zeros(2, dtype=torch.bool), final)
+
+    def state(self):
+        return {"at": self.at}
+
+    def restore(self, state):
+        self.at = state["at"]
+        return self.at[:, None]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_users_environments_are_played_as_many_as_they_are(n):
+    made = another(Own(4), n)
+    assert (made.length, made.envs) == (4, 2)
+    assert play(Left(), made, n).lengths.tolist() == [4] * n
+    with pytest.raises(UserError, match="limit is its own"):
+        another(Own(), 2, limit=2)
+
+
+def test_another_limit_has_another_optimum():
+    """What was worked out for the old one is not kept: from a corner's neighbour 1 step, from farther ones up to 3."""
+    env = Simulated(grid4(limit=1), 2)
+    assert env.rated() == {"best": -1.0}
+    cut = another(env, 2, limit=50)
+    assert cut.rated() == Simulated(grid4(limit=50), 2).rated() == {"best": -2.0}
+    assert arguments(cut.task)["limit"] == 50
+    assert another(Simulated(Catch(), 2), 2, limit=4).task.limit == 4  # whose constructor has none
+    pytest.importorskip("gymnasium")
+    pole = Gymnasium("CartPole-v1", 1)
+    assert another(pole, 2).rated() == another(pole, 2, limit=500).rated() == {"solved": 475.0}
+    assert another(pole, 2, limit=50).rated() == {}
 
 
 def test_environments_are_found_under_what_wraps_their_source():

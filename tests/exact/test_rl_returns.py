@@ -235,6 +235,18 @@ def test_explained_variance():
     assert explained_variance(-target, target) < 0
 
 
+def test_integers_are_rewards_too():
+    s = stretch((6, 2))
+    whole = torch.randint(-3, 4, (6, 2), generator=torch.Generator().manual_seed(1))
+    ends = s["terminated"], s["truncated"]
+    made, expected = discounted(whole, *ends, 0.9), discounted(whole.float(), *ends, 0.9)
+    assert torch.equal(made, expected)
+    assert torch.equal(
+        discounted(torch.ones(3, dtype=torch.int64), *torch.zeros(2, 3, dtype=torch.bool), 0.5),
+        torch.tensor([1.75, 1.5, 1.0]),
+    )
+
+
 def test_shapes_that_would_broadcast_are_refused():
     reward, ends = torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.bool)
     with pytest.raises(UserError, match=r"after \(4, 1\).*time first"):

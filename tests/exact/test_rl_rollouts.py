@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 
-from morphogen.core import Act, Lives, Loss, Model, Noise, Place, beneath, leaves
+from morphogen.core import Act, CannotRestore, Lives, Loss, Model, Noise, Place, beneath, leaves
 from morphogen.data.augment import Augmented
 from morphogen.errors import UserError
+from morphogen.experiment import Data
+from morphogen.hooks import Voice
+from morphogen.nets.mlp import MLP
+from morphogen.optim import AdamW
+from morphogen.own import reasons
+from morphogen.rl.dqn import DQN
 from morphogen.rl.env import CartPole, Pendulum, Simulated
 from morphogen.rl.player import Player, forgotten
 from morphogen.rl.presets import ppo
+from morphogen.rl.replay import Priorities, Replay
 from morphogen.rl.returns import gae
 from morphogen.rl.rollouts import (
     GAE,
@@ -25,6 +33,7 @@ from morphogen.rl.rollouts import (
     standard,
 )
 from morphogen.rl.tabular import grid4
+from morphogen.train import Trainer
 
 
 class Told(Model):
@@ -252,3 +261,113 @@ def test_without_a_critic():
         started(Rollouts(Simulated(grid4(), 2), 5)).next(Blind(), {})
     with pytest.raises(UserError, match="cannot act"):
         started(Online(Simulated(Pendulum(), 2))).next(Model(), {})
+
+
+def test_what_another_number_of_processes_lived_through_is_refused_in_a_sentence():
+    half, whole = (started(Online(pole(4)), ranks=ranks) for ranks in (2, 1))
+    half.next(Told(), {})
+    with pytest.raises(UserError, match=r"had 2 environments and would now have 4: .* as many processes as before"):
+        whole.restore(half.state())
+
+
+# ---- environments that cannot be saved -----------------------------------------------------------------------------
+
+
+class Unsaved(Simulated):
+    """Cart-poles whose state is their own."""
+
+    def __init__(self):
+        super().__init__(CartPole(9), 2)
+
+    def state(self):
+        raise CannotRestore("the poles begin new episodes.")
+
+    def restore(self, state):
+        self._steps = 1000 * (1 + state["anew"])
+        return self.reset()
+
+
+def unsaved(make, batches, agent):
+    """A source after some batches, and one of the same seed that goes on from its state."""
+    source, again = started(make(Unsaved())), started(make(Unsaved()))
+    for _ in range(batches):
+        source.next(agent, {})
+    state = copy.deepcopy(source.state())
+    assert reasons(state) == ["the poles begin new episodes. All else goes on."]
+    again.restore(state)
+    return source, again
+
+
+def test_where_poles_cannot_be_saved_all_else_goes_on():
+    """A stretch in use is served to its end; the next begins new episodes with other actions, and counts on."""
+    make = lambda env: Rollouts(env, 5, epochs=2, cut=by_environment)  # noqa: E731
+    source, again = unsaved(make, 3, Told())
+    assert same(source.next(Told(), {}), again.next(Told(), {}))
+    first, last = started(make(Unsaved())).next(Told(), {}), again.next(Told(), {})
+    assert again.env_steps == source.env_steps + 10 == 30
+    assert last["begins"][:, 0].all()
+    assert not last["memory"].any()
+    assert last["info"]["count"][:, 0].tolist() == [0, 0]
+    assert not (last["obs"][:, 0] == first["obs"][:, 0]).any()
+    assert not torch.equal(last["action"], first["action"])
+    assert again._player.recent == source._player.recent
+
+
+@pytest.mark.parametrize("make", [Online, lambda env: Recent(env, 3)])
+def test_where_poles_cannot_be_saved_no_step_leads_into_the_new_episode(make):
+    source, again = unsaved(make, 4, Told())
+    assert again.env_steps == source.env_steps == 8
+    batch, went = again.next(Told(), {}), source.next(Told(), {})
+    assert again.env_steps == 10
+    assert batch["info"]["count"].tolist() == [0, 0]  # chosen for what is seen now, not for the old episode
+    assert not (batch["obs"] == went["obs"]).any()
+    if "steps" in batch:
+        assert batch["steps"]["live"].tolist() == [[False, False, True]] * 2
+        assert went["steps"]["live"].all()
+
+
+def test_where_poles_cannot_be_saved_a_memory_is_kept():
+    """Priorities, places and counts too; the last step before leads nowhere, as where a limit cut the episode off."""
+    chance = Blind()
+    make = lambda env: Replay(env, capacity=40, batch=64, warmup=5, n=4, priorities=Priorities())  # noqa: E731
+    source, again = unsaved(make, 3, chance)
+    said = {"loss": Loss(torch.tensor(0.0), {}, {"priority": Noise.seeded(1, 64).uniform()})}
+    before, after = source.next(chance, said), again.next(chance, said)
+    assert torch.equal(source._weight[:7], again._weight[:7])
+    assert again.env_steps == source.env_steps == 16
+    assert torch.equal(source._held["obs"][:7], again._held["obs"][:7])
+    assert torch.equal(before["index"], after["index"])
+    assert not (source._held["obs"][7] == again._held["obs"][7]).any()
+    assert not (again._held["obs"][7] == again._held["obs"][0]).any()
+    assert again._held["truncated"][6].all()
+    assert not source._held["truncated"][6].any()
+    last = after["index"] // 2 == 6
+    assert last.any()
+    torch.testing.assert_close(after["discount"][last], torch.full((int(last.sum()),), 0.99))
+    assert torch.equal(after["next"][last], again._held["next"][6][after["index"][last] % 2])
+
+
+def test_a_training_goes_on_where_the_poles_cannot_be_saved(tmp_path):
+    """Killed after its checkpoint: the log counts on, and the user hears what is lost in one sentence."""
+
+    class Said(Voice):
+        def __init__(self):
+            self.texts = []
+
+        def say(self, text):
+            self.texts.append(text)
+
+    def trained(until, voice):
+        source = Replay(Unsaved(), capacity=60, batch=4, warmup=5)
+        optim = AdamW(1e-3)
+        Trainer(8, optim=optim, save_every=4, log_every=2).fit(
+            DQN(MLP(4, 2, 8, 1), 2, explore=4), Data(source), run=tmp_path / "run", until=until, voice=voice
+        )
+
+    trained(4, Said())
+    voice = Said()
+    trained(8, voice)
+    told = [t for t in voice.texts if "Not exact" in t]
+    assert told == ["Not exact after this resume: the poles begin new episodes. All else goes on."]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["env_steps"] for line in lines if "env_steps" in line] == [12, 16, 20, 24]

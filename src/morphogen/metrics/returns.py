@@ -68,8 +68,11 @@ def stratified_bootstrap(
 def return_measures(returns: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, seed: int = 0) -> dict[str, Measure]:
     """Mean, median and interquartile mean of returns, and the mean length, of runs' episodes: each run's (episodes,).
 
-    Of one run the scores are its episodes; of several each run's mean. Raises UserError where there is but one score.
+    Of one run the scores are its episodes; of several each run's mean. Raises UserError where there is but one score,
+    or a return is not finite.
     """
+    if not all(np.isfinite(r).all() for r in returns):
+        raise UserError("A return is not finite, so that neither is their mean: look for the reward that is not.")
     one = len(returns) == 1
     kinds = {"return": mean, "return_median": median, "return_iqm": interquartile_mean}
     names = {"return": "mean", "return_median": "median", "return_iqm": "interquartile mean"}

@@ -22,7 +22,7 @@ class NatureCNN(Net):
 
     filters: of each layer how many, their size, and their stride. width: of the hidden layer. outputs: None for what
     the filters see, flattened, whose number is then the attribute `outputs` (the body of a duelling net).
-    Raises UserError where a picture is too small for the filters, or they do not reach its edge.
+    Raises UserError where a picture is too small for the filters, they do not reach its edge, or width is less than 1.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class NatureCNN(Net):
         width: int = 512,
     ) -> None:
         super().__init__()
+        if width < 1:
+            raise UserError(f"A NatureCNN of width {width} has no units: use 1 or more.")
         layers, inputs, side = [], channels, size
         for count, kernel, stride in filters:
             if kernel > side:

@@ -33,10 +33,10 @@ def cartpole_recurrent(
     from ..train import Trainer
 
     env = Simulated(CartPole(velocities=False), envs)
-    steps = max(1, experience // (envs * length)) * epochs * pieces
-    model = ppo(env, clip=clip, until=steps, width=width, memory=memory, observations=True, returns=True)
     cut = by_environment if memory else by_step
     source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, cut=cut, finish=standard)
+    steps = source.steps(experience)
+    model = ppo(env, clip=clip, until=steps, width=width, memory=memory, observations=True, returns=True)
     optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
     trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))
     return Experiment(model, Data(source), trainer)

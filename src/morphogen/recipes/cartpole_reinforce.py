@@ -27,8 +27,8 @@ def cartpole_reinforce(
     from ..train import Trainer
 
     env = Simulated(CartPole(), envs)
-    steps = max(1, experience // (envs * length))
     source = Rollouts(env, length, estimate=MonteCarlo(gamma), finish=standard)
+    steps = source.steps(experience)
     optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
     trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))
     return Experiment(reinforce(env, entropy=entropy, width=width), Data(source), trainer)

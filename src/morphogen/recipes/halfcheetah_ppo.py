@@ -32,9 +32,9 @@ def halfcheetah_ppo(
     from ..train import Trainer
 
     env = Gymnasium("HalfCheetah-v5", envs)
-    steps = max(1, experience // (envs * length)) * epochs * pieces
-    model = ppo(env, clip=clip, entropy=entropy, width=width, value_clip=0.2, observations=True, returns=True)
     source = Rollouts(env, length, estimate=GAE(gamma, lam), epochs=epochs, pieces=pieces, finish=standard)
+    steps = source.steps(experience)
+    model = ppo(env, clip=clip, entropy=entropy, width=width, value_clip=0.2, observations=True, returns=True)
     optim = AdamW(lr, eps=1e-5, schedule=Linear(flat=0.0))
     trainer = Trainer(steps, optim=optim, clip=0.5, save_every=max(1, steps // 4), log_every=max(1, steps // 100))
     return Experiment(model, Data(source), trainer)

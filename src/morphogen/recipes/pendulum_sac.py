@@ -29,8 +29,6 @@ def pendulum_sac(
 
     As in Haarnoja et al. 2018 but for the learning rate (theirs 3e-4): a task of 20,000 steps takes the larger one.
     """
-    import math
-
     from ..nets.ensemble import Ensemble
     from ..nets.mlp import MLP
     from ..optim import AdamW
@@ -42,8 +40,7 @@ def pendulum_sac(
 
     law = SquashedNormal(1, -2.0, 2.0)
     actor, critic = MLP(3, 2, width, 2, activation="relu"), Ensemble(2, 4, width=width)
-    target = entropy + math.log(law.scale) if learned else None  # of the torque itself
-    model = SAC(actor, critic, law, entropy=target, alpha=alpha, tau=tau)
+    model = SAC(actor, critic, law, entropy=entropy if learned else None, alpha=alpha, tau=tau)
     source = Replay(Simulated(Pendulum(), envs), capacity=capacity, batch=batch, warmup=warmup, gamma=gamma)
     often = max(1, steps // 5)
     trainer = Trainer(steps, optim=AdamW(lr), save_every=often, log_every=often // 20 or 1)

@@ -15,6 +15,7 @@ noise does not enter MPPI's cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def ilqr(
     """A local optimum of Σ_t cost(x_t, u_t) + final(x_T) from `start` (n,), beginning with `actions` (T, m).
 
     On a linear system with a quadratic cost one sweep is exact. tol: of the improvement of a sweep, relative.
-    Raises UserError where the first plan's cost is not finite.
+    Raises UserError where the first plan's cost is not finite, or a derivative along a plan.
     """
     states, total = _rolled(dynamics, cost, final, start, actions)
     if not torch.isfinite(torch.tensor(total)):
@@ -135,6 +136,11 @@ def _backwards(
         a, b = fx[t], fu[t]
         qx, qu = lx[t] + a.T @ vx, lu[t] + b.T @ vx
         qxx, quu, qux = lxx[t] + a.T @ vxx @ a, luu[t] + b.T @ vxx @ b, lxu[t].T + b.T @ vxx @ a
+        if not bool(torch.cat((qu[:, None], qux, quu), 1).isfinite().all()):
+            raise UserError(
+                f"At step {t} of the plan a derivative of dynamics or cost is not finite: take smooth ones, such as"
+                " (x @ x + 1e-6).sqrt() for (x @ x).sqrt()."
+            )
         shift = mu
         while int(torch.linalg.cholesky_ex(quu + shift * eye).info):
             shift = max(1e-6, 10 * shift)
@@ -194,7 +200,10 @@ def mppi(
     """A better plan (T, m) than `plan`: the mean of N around it, weighed by exp(return / temperature).
 
     noise: of N plans. sigma: the deviation of every number. The first row is what to do now; `shifted` goes on from it.
+    Raises UserError where sigma or temperature is not above 0, or the task's actions are no numbers.
     """
+    if not (0 < sigma < math.inf and 0 < temperature < math.inf):
+        raise UserError(f"MPPI with sigma={sigma}, temperature={temperature}: give both above 0.")
     tried = _within(task, plan + sigma * noise.normal(*plan.shape, dtype=plan.dtype))  # (N, T, m)
     weight = (plan_return(task, state, tried, gamma) / temperature).softmax(0)
     return torch.einsum("n,ntm->tm", weight, tried)
@@ -212,8 +221,15 @@ def cem(
     gamma: float = 1.0,
 ) -> Tensor:
     """A better plan (T, m) by the cross-entropy method: in each round the mean and deviation of the best share `elite`
-    of N plans is where the next are drawn.
+    of N plans is where the next are drawn. Raises UserError where a number is out of its range.
     """
+    if not (0 < sigma < math.inf and rounds >= 1 and 0 < elite <= 1):
+        raise UserError(
+            f"The cross-entropy method with sigma={sigma}, rounds={rounds}, elite={elite}: give sigma above 0, 1 round"
+            " or more, and elite in (0, 1]."
+        )
+    if len(noise) < 2:
+        raise UserError(f"The best of {len(noise)} plan have no deviation: give noise of 2 or more, better 100.")
     best = max(2, round(elite * len(noise)))
     deviation = torch.full_like(plan, sigma)
     for _ in range(rounds):

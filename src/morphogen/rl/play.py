@@ -9,7 +9,6 @@ The first observations and the noise of actions are keyed by (seed, environment,
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..core import Acts, Greedy, Model, Place, beneath, can, fold
 from ..errors import UserError
-from ..spec import arguments, call
+from ..spec import arguments, call, maker
 from .env.env import Env, Simulated
 from .env.others import Gymnasium
 from .player import Player
@@ -48,21 +47,23 @@ def environment(source: Any) -> Env | None:
 
 
 def another(env: Env, envs: int, *, limit: int | None = None, drawn: bool = False) -> Env:
-    """The same environments, made anew, `envs` of them.
+    """The same environments, made anew: `envs` of them, or, where their constructor has no `envs`, as many as ever.
 
     limit: steps after which an episode is cut off, in place of their own. drawn: whether they will be drawn, for which
     gymnasium must be prepared. Raises UserError where the limit cannot be changed.
     """
-    changes: dict[str, Any] = {"envs": envs}
+    given = arguments(cast("Any", env))
+    changes: dict[str, Any] = {"envs": envs} if "envs" in given else {}
     if isinstance(env, Gymnasium):
         more = ({"render_mode": "rgb_array"} if drawn else {}) | ({"max_episode_steps": limit} if limit else {})
         changes["options"] = {**env.options, **more}
     elif limit and isinstance(env, Simulated):
-        changes["task"] = task = copy(env.task)
+        of = arguments(env.task)
+        changes["task"] = task = call(maker(env.task), of | ({"limit": limit} if "limit" in of else {}))
         task.limit = limit
     elif limit:
         raise UserError(f"The environments are a {type(env).__name__}, whose limit is its own: leave --limit out.")
-    made: Env = call(type(env), {**arguments(cast("Any", env)), **changes})
+    made: Env = call(type(env), given | changes)
     return made
 
 
@@ -108,6 +109,7 @@ def play(
         total = torch.zeros(slots, dtype=torch.float64, device=device)
         returns, lengths = total.new_zeros(n), quota.new_zeros(n)
         cut = torch.zeros(n, dtype=torch.bool, device=device)
+        player.begin()
         watch(env, count >= quota)
         while bool((count < quota).any()):
             step = player.step(player.act(model, greedy=greedy))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core import Act, Acts, Greedy, Model, Noise, Place, State, can, each, keys
+from ..core import Act, Acts, CannotRestore, Greedy, Model, Noise, Place, State, can, each, keys
 from ..errors import UserError
 from .env.env import Env, Step
 
@@ -33,10 +33,22 @@ class Player:
         n = env.envs // place.ranks
         index = torch.arange(place.rank * n, (place.rank + 1) * n, device=place.device)
         self.env, self.index, self.place = env, index, place
-        self.obs, self.memory, self.steps = env.reset(), None, 0
+        self.memory, self.steps, self.anew = None, 0, False
+        self._obs: Tensor | None = None  # nothing yet: a run that goes on has no use for a beginning
         self.running = torch.zeros(n, device=place.device)
         self.recent: deque[float] = deque(maxlen=100)
         self._actor: Model | None = None
+
+    @property
+    def obs(self) -> Tensor:
+        """What is seen now (B, ...)."""
+        return self.begin()
+
+    def begin(self) -> Tensor:
+        """Begin the episodes, where none has: what is seen now (B, ...)."""
+        if self._obs is None:
+            self._obs = self.env.reset()
+        return self._obs
 
     def act(self, actor: Model, greedy: bool = False, noise: Noise | None = None) -> Act:
         """What the actor does now. greedy: without chance, where it can. noise: where it was made ahead."""
@@ -70,7 +82,7 @@ class Player:
     def go(self, act: Act) -> Step:
         """Do it: what it earned is to be counted later, with that of other steps."""
         step = self.env.step(act.action)
-        self.obs = step.obs
+        self._obs = step.obs
         if act.memory is not None:
             self.memory = forgotten(act.memory, step.terminated | step.truncated)
         return step
@@ -89,9 +101,14 @@ class Player:
         return sum(self.recent) / len(self.recent) if self.recent else float(self.running.mean())
 
     def state(self) -> State:
-        """All of it."""
+        """All of it; for environments that cannot be saved, why."""
+        self.begin()
+        try:
+            env = self.env.state()
+        except CannotRestore as reason:
+            env = {"cannot": f"{reason} All else goes on."}
         return {
-            "env": self.env.state(),
+            "env": env,
             "memory": self.memory,
             "steps": self.steps,
             "running": self.running,
@@ -99,10 +116,18 @@ class Player:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a state."""
-        self.obs, self.memory, self.steps = self.env.restore(state["env"]), state["memory"], int(state["steps"])
-        self.running = state["running"]
-        self.recent = deque(state["recent"], maxlen=100)
+        """Go on from a state; `anew` says whether in new episodes. UserError where it is of another number."""
+        had, has = len(state["running"]), len(self.index)
+        if had != has:
+            raise UserError(
+                f"Each process had {had} environment{'s' * (had != 1)} and would now have {has}: what was lived through"
+                " goes on with as many processes as before."
+            )
+        self.memory, self.running, self.steps = state["memory"], state["running"], int(state["steps"])
+        self.recent, self.anew = deque(state["recent"], maxlen=100), "cannot" in state["env"]
+        if self.anew:
+            self.memory, self.running = None, torch.zeros_like(self.running)
+        self._obs = self.env.restore({"anew": self.steps} if self.anew else state["env"])
 
 
 class Ahead(Noise):

@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -170,10 +169,15 @@ class SquashedNormal(Squashed):
         return torch.where((unit.abs() <= 1).all(-1), logp, -math.inf)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Entropy (B,): that of the normal law and the mean of log da/du, by 32 points of Gauss and Hermite."""
+        """Entropy (B,): that of the normal law and the mean of log da/du.
+
+        The mean is the trapezoid rule's, of points 0.08 σ apart. The poles of tanh lie π/2 off the line, so that its
+        error is of order exp(−π²/(0.08 σ)): 1e-7 of the widest law, σ = e².
+        """
         mean, log_sigma = self._normal(params)
-        points, weights = (torch.from_numpy(a).to(params) for a in np.polynomial.hermite_e.hermegauss(32))
-        u = mean[..., None] + log_sigma.exp()[..., None] * points  # (B, m, 32)
+        points = torch.linspace(-8, 8, 201, dtype=torch.float64).to(params)
+        weights = (-0.5 * points.square()).exp()
+        u = mean[..., None] + log_sigma.exp()[..., None] * points  # (B, m, 201)
         slope = self._log_slope(u) @ (weights / weights.sum())
         return (log_sigma + 0.5 * math.log(2 * math.pi * math.e) + slope).sum(-1)
 

@@ -115,6 +115,13 @@ class Replay(Remembers):
         said = [loss.seen["priority"] for loss in heard.values() if "priority" in loss.seen]
         if self.priorities is not None and said and len(self._last):
             fresh = said[-1].detach().abs().double() + self.priorities.eps
+            if fresh.shape != self._last.shape:
+                raise UserError(
+                    f"The priority in Loss.seen is {tuple(fresh.shape)}, of a batch of {len(self._last)} samples: give"
+                    " one for each."
+                )
+            if not bool(fresh.isfinite().all()):
+                raise UserError("A priority in Loss.seen is not finite: the memory cannot be drawn by it.")
             self._weight.view(-1)[self._last] = fresh.to(self._weight.device)
 
     @torch.no_grad()
@@ -206,6 +213,9 @@ class Replay(Remembers):
         self._total, self._draws = int(state["total"]), int(state["draws"])
         self._held = each(state["held"], lambda t: _wide(t, self._rows))
         self._weight, self._last = _wide(state["weight"], self._rows), state["last"]
+        if self._player.anew and self._total:  # the episodes in progress have ended here
+            at = (self._total - 1) % self._rows
+            self._held["truncated"][at] |= ~self._held["terminated"][at]
 
 
 def _put(held: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], at: int) -> None:

@@ -30,9 +30,9 @@ from ..errors import UserError
 
 
 def backwards(x: Tensor, decay: Tensor) -> Tensor:
-    """y (T, ...) with y_t = x_t + decay_t y_{t+1}, and y_T = 0."""
-    y = torch.empty_like(x)
-    later = torch.zeros_like(x[0]) if len(x) else x
+    """y (T, ...) with y_t = x_t + decay_t y_{t+1}, and y_T = 0, of the dtype that the two have together."""
+    y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, decay.dtype))
+    later = torch.zeros_like(y[0]) if len(x) else y
     for t in range(len(x) - 1, -1, -1):
         later = y[t] = torch.addcmul(x[t], decay[t], later)
     return y

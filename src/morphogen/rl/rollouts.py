@@ -5,8 +5,8 @@
     Rollouts   stretches of T steps, kept for some epochs of minibatches: on-policy methods
 
 All store unread what `act` says of its actions (`Act.info`: log-probabilities, values, …). What they remember is their
-state: where the environment's state can be saved, a resumed run goes on with the same batches, and else the environment
-says in a sentence that it cannot.
+state: where the environment's state can be saved, a resumed run goes on with the same batches; else the environment
+says in a sentence that it cannot, and the run goes on in new episodes, with all else that it remembered.
 
 Of each batch `score` (B,) is the mean return of the last hundred episodes that ended, and of those in progress before
 one has: a number to log.
@@ -81,6 +81,14 @@ class Online(Remembers):
         """Go on from a state."""
         self._player.restore(state["player"])
         self._ahead = dict(state["ahead"])
+        if self._player.anew and self._ahead:  # what was chosen is never done
+            self._ahead = {}
+            self._player.steps -= 1
+
+    @property
+    def anew(self) -> bool:
+        """Whether it went on in new episodes."""
+        return self._player.anew
 
 
 class Recent(Remembers):
@@ -125,7 +133,7 @@ class Recent(Remembers):
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._online.restore(state["online"])
-        self._steps = dict(state["steps"])
+        self._steps = {} if self._online.anew else dict(state["steps"])
 
 
 def _kept(act: Act) -> dict[str, Any]:
@@ -165,6 +173,7 @@ def _counted(rows: Rows) -> Tensor:
 class MonteCarlo(Remembers):
     """Returns to the end, from a critic's "value" on where cut off; what they exceed its value by is the advantage.
 
+    Without a critic nothing counts after a cut, the end of the stretch included: then take stretches of many episodes.
     Raises UserError where gamma is not in [0, 1].
     """
 
@@ -254,6 +263,15 @@ class Rollouts(Remembers):
             _divided(known[cut], pieces)
         self.env, self.length, self.estimate = env, length, estimate
         self.epochs, self.pieces, self.cut, self.finish, self.most_kl = epochs, pieces, cut, finish, most_kl
+
+    def steps(self, experience: int) -> int:
+        """How many steps of training so many steps of all environments are: of whole stretches, one at least.
+
+        Raises UserError where there are none.
+        """
+        if experience < 1:
+            raise UserError(f"{experience} steps of experience teach nothing: give 1 or more.")
+        return max(1, experience // (self.env.envs * self.length)) * self.epochs * self.pieces
 
     def start(self, place: Place) -> None:
         """Begin all environments."""
@@ -359,7 +377,8 @@ class Rollouts(Remembers):
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._player.restore(state["player"])
-        self._begins, self._whole, self._mixed = state["begins"], dict(state["whole"]), None
+        self._begins = state["begins"] | self._player.anew
+        self._whole, self._mixed = dict(state["whole"]), None
         self._count, self._used = int(state["count"]), int(state["used"])
 
 

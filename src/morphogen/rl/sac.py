@@ -32,7 +32,8 @@ class SAC(Model):
     """A policy and twin critics of observations (B, n) and actions (B, m), from a `Replay`.
 
     actor: says the parameters (B, law.outputs). critic: Q (2, B, 1) of observation and action side by side, an
-    `Ensemble`. law: of the actions. entropy: its target H̄ in nats, usually −m; None: α stays. alpha: what it begins
+    `Ensemble`. law: of the actions. entropy: its target in nats of actions in units of the law's bounds, usually −m as
+    in the paper, so that H̄ = entropy + m log(scale) of the actions themselves; None: α stays. alpha: what it begins
     with. tau: of the copies. Before the first step any action is taken. Optimisers may be two: {"critic": …,
     "actor+log_alpha": …} ("actor" where α stays).
     Raises UserError where a number is out of its range.
@@ -59,7 +60,8 @@ class SAC(Model):
                 " and tau in (0, 1]."
             )
         self.actor, self.critic, self.law, self.target = actor, critic, law, Target(critic)
-        self.entropy, self.tau = entropy, tau
+        self.entropy = None if entropy is None else entropy + law.m * math.log(law.scale)  # of the actions themselves
+        self.tau = tau
         self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=entropy is not None)
 
     def phases(self) -> list[Phase]:

@@ -59,7 +59,8 @@ class Step(NamedTuple):
     """What a step of B environments has come to.
 
     obs (B, ...): what is seen next, of a new episode where the old one has ended. reward (B,). terminated, truncated
-    (B,) bool. final (B, ...): what the step led to, before any reset.
+    (B,) bool. final (B, ...): what the step led to, before any reset. They are kept: the next step must not write to
+    them.
     """
 
     obs: Tensor
@@ -71,7 +72,11 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Env(Protocol):
-    """Environments that step together. `envs` counts those of all ranks, of which each has an equal part."""
+    """Environments that step together. `envs` counts those of all ranks, of which each has an equal part.
+
+    One of yours that a run is to remember derives from `morphogen.Remembers`. If its constructor has an argument
+    `envs`, an agent is judged in as many as it asks for; else in as many as it was trained in.
+    """
 
     envs: int
     observation: Shape
@@ -82,7 +87,7 @@ class Env(Protocol):
         ...
 
     def reset(self) -> Tensor:
-        """Begin all anew: what is seen (B, ...)."""
+        """Begin all anew, in other episodes at each call: what is seen (B, ...)."""
         ...
 
     def step(self, action: Tensor) -> Step:
@@ -94,7 +99,10 @@ class Env(Protocol):
         ...
 
     def restore(self, state: State) -> Tensor:
-        """Go on from a state, whose tensors lie on the device of the place: what is seen (B, ...)."""
+        """Go on from a state, whose tensors lie on the device of the place: what is seen (B, ...).
+
+        Where there was none to save the state is {"anew": n}: begin episodes that are other ones for each n.
+        """
         ...
 
 
@@ -158,12 +166,14 @@ class Task(Remembers):
 class Simulated(Remembers):
     """`envs` environments of a task, begun anew when they end; an `Env` whose state is exact.
 
-    Raises UserError where their number does not divide among the ranks.
+    Raises UserError where there are none, their number does not divide among the ranks, or the task's limit is below 1.
     """
 
     def __init__(self, task: Task, envs: int) -> None:
         if envs < 1:
             raise UserError(f"{envs} environments hold no experience: give 1 or more.")
+        if task.limit is not None and task.limit < 1:
+            raise UserError(f"A limit of {task.limit} steps ends an episode before it began: give 1 or more.")
         self.task, self.envs = task, envs
         self.observation, self.action = task.observation, task.action
         self._key = torch.empty(0, dtype=torch.int64)

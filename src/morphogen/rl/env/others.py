@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...core import CannotRestore, Place, State, fold
-from ...errors import UserError
+from ...errors import UserError, unknown
 from ...spec import Remembers
 from .bodies import drawn
 from .env import Box, Choice, Picture, Shape, Step
@@ -38,19 +39,29 @@ class Gymnasium(Remembers):
     """`envs` environments of gymnasium by name, one after another in this process; an `Env`.
 
     options: keywords of `gymnasium.make` ({"is_slippery": False}). An observation of integers stays integers, all
-    else becomes torch's default dtype. A box of actions takes what lies outside at its bounds.
+    else becomes torch's default dtype. A box of actions takes what lies outside at its bounds; where these differ from
+    number to number each is stretched to the widest, so that gas in [0, 1] beside steering in [−1, 1] is in [−1, 1].
     The state of classic control, toy text and MuJoCo is saved and gone on from exactly; of others it cannot be.
-    Raises UserError where gymnasium, the name or what it needs is missing, or a space is neither discrete nor a box.
+    A name without a version is the newest of it, as `name` then says. Raises UserError where gymnasium, the name or
+    what it needs is missing, an option is wrong, or a space is neither discrete nor a box.
     """
+
+    pins = ("name",)
 
     def __init__(self, name: str, envs: int, options: Mapping[str, Any] | None = None) -> None:
         if envs < 1:
             raise UserError(f"{envs} environments hold no experience: give 1 or more.")
         self.name, self.envs, self.options = name, envs, dict(options or {})
         one = self._make()
+        module, colon, _ = name.rpartition(":")
+        self.name = module + colon + one.spec.id
+        modes = one.metadata.get("render_modes") or ()
+        if (mode := self.options.get("render_mode")) not in (None, *modes):
+            raise unknown(f"render_mode of {self.name}", str(mode), modes)
         self.observation, self.action = _space(one.observation_space, name), _space(one.action_space, name)
         self.limit: int | None = self.options.get("max_episode_steps", one.spec.max_episode_steps)
-        self.solved: float | None = one.spec.reward_threshold
+        usual = gymnasium().spec(one.spec.id).max_episode_steps
+        self.solved: float | None = one.spec.reward_threshold if self.limit == usual else None
         one.close()
 
     def _make(self) -> Any:
@@ -58,8 +69,11 @@ class Gymnasium(Remembers):
         try:
             with _quiet():
                 return gym.make(self.name, **self.options)
-        except (gym.error.Error, TypeError) as error:  # of an option that it does not have
-            raise UserError(f"Gymnasium cannot make {self.name!r}: {str(error).partition(chr(10))[0]}") from error
+        except (gym.error.Error, TypeError, KeyError, ValueError, AssertionError, ImportError) as error:
+            said = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+            raise UserError(
+                f"Gymnasium cannot make {self.name!r} with options {self.options} ({said}): look at its page."
+            ) from error
 
     def _made(self) -> tuple[Any, bool]:
         """An environment; and whether it is bare, its limit and checks being ours: they cost as much as its physics."""
@@ -74,24 +88,28 @@ class Gymnasium(Remembers):
         if self.envs % place.ranks:
             raise UserError(f"{self.envs} environments do not divide among {place.ranks} processes: take a multiple.")
         n = self.envs // place.ranks
-        self._device, first = place.device, place.rank * n
-        self._seeds = [fold(place.seed, _SEED, first + i) % 2**31 for i in range(n)]
+        self._device, self._place = place.device, place
         made = [self._made() for _ in range(n)]
         self._all, self._bare = [env for env, _ in made], made[0][1]
-        self._elapsed = [0] * n
+        self._elapsed, self._seeds = [0] * n, self._fresh()
         space = self._all[0].action_space
-        self._bounds = (space.low, space.high, space.dtype) if isinstance(self.action, Box) else None
+        self._bounds = _Bounds(space, self.action) if isinstance(self.action, Box) else None
         integers = isinstance(self.observation, Choice)
         self._kind = np.int64 if integers else np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         self._shape = () if isinstance(self.observation, Choice) else self.observation.shape
         self._drawn: dict[int, Picture] = {}
         self._ours = False  # whether we draw it, there being no OpenGL
 
+    def _fresh(self, *more: int) -> list[int | None]:
+        n = len(self._all)
+        return [fold(self._place.seed, _SEED, self._place.rank * n + i, *more) % 2**31 for i in range(n)]
+
     def reset(self) -> Tensor:
-        """Begin all anew: what is seen (B, ...)."""
+        """Begin all anew, in other episodes at each call: what is seen (B, ...)."""
         seen, self._elapsed = self._room(), [0] * len(self._all)
         for i, (env, seed) in enumerate(zip(self._all, self._seeds, strict=True)):
             seen[i] = env.reset(seed=seed)[0]
+        self._seeds = [None] * len(self._all)  # each goes on by its own generator
         self._seen = self._tensor(seen)
         return self._seen
 
@@ -100,8 +118,7 @@ class Gymnasium(Remembers):
         if self._bounds is None:
             acts: Any = action.tolist()  # numpy's integers are looked at three times as long
         else:
-            low, high, kind = self._bounds
-            acts = action.detach().cpu().numpy().clip(low, high).astype(kind)
+            acts = self._bounds.within(action.detach().cpu().numpy())
         seen, n, limit = self._room(), len(self._all), self.limit if self._bare else None
         reward, ends, cuts = np.empty(n, np.float64), np.zeros(n, bool), np.zeros(n, bool)
         over = []
@@ -164,6 +181,9 @@ class Gymnasium(Remembers):
 
     def restore(self, state: State) -> Tensor:
         """Go on from a state: what is seen (B, ...)."""
+        if "anew" in state:
+            self._seeds = self._fresh(int(state["anew"]))
+            return self.reset()
         self.reset()
         for env, there in zip(self._all, state["each"], strict=True):
             write(env, there)
@@ -176,6 +196,22 @@ class Gymnasium(Remembers):
     def _tensor(self, seen: Any) -> Tensor:
         """A copy, on the device: `seen` is written to again where an episode has ended."""
         return torch.from_numpy(seen.copy()).to(self._device)
+
+
+class _Bounds:
+    """From actions of a box, whose bounds are one for all numbers, to those of gymnasium's space, whose may differ."""
+
+    def __init__(self, space: Any, box: Box) -> None:
+        self.low, self.high, self.dtype, self.box = space.low, space.high, space.dtype, box
+        width = box.high - box.low
+        alike = bool(((space.low == box.low) & (space.high == box.high)).all())
+        self.share = None if alike or not math.isfinite(width) else (space.high - space.low) / width
+
+    def within(self, action: Any) -> Any:
+        """Actions (B, ...) of the space."""
+        if self.share is not None:
+            action = self.low + (action - self.box.low) * self.share
+        return action.clip(self.low, self.high).astype(self.dtype)
 
 
 @contextlib.contextmanager
@@ -211,9 +247,9 @@ class Simulator(Remembers):
     """A simulator that steps many environments as torch tensors and begins them anew by itself; an `Env`.
 
     make: a function of your module that is called with the number of environments, the device and the seed, and
-    returns the simulator (`Batched`). final: what `more` calls the last observation of an episode; where it is missing
-    the observation before the step stands for it, as is usual with such simulators.
-    Each rank makes its own part of the `envs`.
+    returns the simulator (`Batched`), which may write to the same tensors in each step. final: what `more` calls the
+    last observation of an episode; where it is missing the observation before the step stands for it, as is usual with
+    such simulators. Each rank makes its own part of the `envs`.
     """
 
     def __init__(
@@ -225,37 +261,46 @@ class Simulator(Remembers):
         *,
         final: str = "final_obs",
     ) -> None:
+        if envs < 1:
+            raise UserError(f"{envs} environments hold no experience: give 1 or more.")
         self.make, self.envs, self.observation, self.action, self.final = make, envs, observation, action, final
 
     def start(self, place: Place) -> None:
-        """Make this rank's part."""
+        """Take one's place. This rank's part is made when it begins, since many a simulator can be made once only."""
         if self.envs % place.ranks:
             raise UserError(f"{self.envs} environments do not divide among {place.ranks} processes: take a multiple.")
-        n = self.envs // place.ranks
-        self._sim = self.make(n, place.device, fold(place.seed, _SEED, place.rank) % 2**31)
+        self._place, self._more = place, cast("tuple[int, ...]", ())
+        self._sim: Batched | None = None
 
     def reset(self) -> Tensor:
         """Begin all anew: what is seen (B, ...)."""
+        if self._sim is None:
+            place = self._place
+            seed = fold(place.seed, _SEED, place.rank, *self._more) % 2**31
+            self._sim = self.make(self.envs // place.ranks, place.device, seed)
         said = self._sim.reset()
-        self._last = _policy(said[0] if isinstance(said, tuple) else said)
+        self._last = _policy(said[0] if isinstance(said, tuple) else said).clone()
         return self._last
 
     def step(self, action: Tensor) -> Step:
         """Act (B, ...) in each."""
+        assert self._sim is not None
         said, reward, terminated, truncated, more = self._sim.step(action)
-        obs, over = _policy(said), terminated.bool() | truncated.bool()
+        obs, ended = _policy(said).clone(), terminated.to(torch.bool, copy=True)
+        cut = truncated.bool() & ~ended
         known = more.get(self.final) if isinstance(more, Mapping) else None
         last = self._last if known is None else _policy(known)
-        final = torch.where(over.view(-1, *[1] * (obs.ndim - 1)), last, obs)
+        final = torch.where((ended | cut).view(-1, *[1] * (obs.ndim - 1)), last, obs)
         self._last = obs
-        return Step(obs, reward, terminated.bool(), truncated.bool() & ~terminated.bool(), final)
+        return Step(obs, reward.clone(), ended, cut, final)
 
     def state(self) -> State:
         """Raises CannotRestore: the simulator's state is its own."""
         raise CannotRestore(f"the simulator of {self.make.__name__!r} begins new episodes.")
 
     def restore(self, state: State) -> Tensor:
-        """Never called, as there is no state."""
+        """Begin episodes that are other ones for each state["anew"]: what is seen (B, ...)."""
+        self._sim, self._more = None, (int(state["anew"]),)
         return self.reset()
 
 

@@ -130,8 +130,11 @@ def live(mdp: MDP, policy: Tensor) -> Tensor:
 def evaluate(mdp: MDP, policy: Tensor, gamma: float) -> Tensor:
     """V_π (S,), exactly, of a policy (S, A) of probabilities.
 
-    Raises UserError for gamma = 1 and a policy that can go on for ever: its value is no number.
+    Raises UserError for gamma = 1 and a policy that can go on for ever, whose value is no number; for gamma outside
+    [0, 1], and rows that are no probabilities.
     """
+    _discount(gamma)
+    _probabilities(mdp, policy)
     on, reward = live(mdp, policy), (policy * (mdp.prob * mdp.reward).sum(2)).sum(1)
     if gamma >= 1:
         _ends(on)
@@ -142,8 +145,10 @@ def evaluate(mdp: MDP, policy: Tensor, gamma: float) -> Tensor:
 def value_iteration(mdp: MDP, gamma: float, *, tol: float = 1e-12, horizon: int | None = None) -> Plan:
     """Sweeps of V ← max_a Q from V = 0, until none changes V by more than tol, or exactly `horizon` of them.
 
-    Raises UserError where a million sweeps did not suffice (gamma = 1 and rewards without an end).
+    Raises UserError where a million sweeps did not suffice (gamma = 1 and rewards without an end), and for gamma
+    outside [0, 1].
     """
+    _discount(gamma)
     value, most = torch.zeros(mdp.states, dtype=torch.float64), 1_000_000
     sweeps, apart = 0, float("inf")
     while sweeps < horizon if horizon is not None else apart > tol:
@@ -175,13 +180,33 @@ def policy_iteration(mdp: MDP, gamma: float, start: Tensor | None = None) -> Pla
 def occupancy(mdp: MDP, policy: Tensor, gamma: float) -> Tensor:
     """d (S, A): how often, discounted, an episode is in s and does a under a policy (S, A) of probabilities.
 
-    Sums to 1 / (1 − γ) where no episode ends, and the expected return is Σ d r.
+    Sums to 1 / (1 − γ) where no episode ends, and the expected return is Σ d r. Raises UserError as `evaluate` does.
     """
+    _discount(gamma)
+    _probabilities(mdp, policy)
     on = live(mdp, policy)
     if gamma >= 1:
         _ends(on)
     visits: Tensor = torch.linalg.solve(torch.eye(mdp.states, dtype=torch.float64) - gamma * on.T, mdp.begins)
     return visits[:, None] * policy
+
+
+def _discount(gamma: float) -> None:
+    if not 0 <= gamma <= 1:
+        raise UserError(f"Planning with gamma={gamma}: give a discount in [0, 1].")
+
+
+def _probabilities(mdp: MDP, policy: Tensor) -> None:
+    """Raise UserError unless the rows of a policy (S, A) are probabilities."""
+    if policy.shape != (mdp.states, mdp.actions):
+        raise UserError(f"A policy {tuple(policy.shape)} is not ({mdp.states}, {mdp.actions}): give one row a state.")
+    wrong = ((policy.sum(1) - 1).abs() > 1e-5) | (policy < 0).any(1)
+    if bool(wrong.any()):
+        s = int(wrong.int().argmax())
+        raise UserError(
+            f"The policy's numbers in state {s} sum to {float(policy[s].sum()):.6g}, the least being"
+            f" {float(policy[s].min()):.6g}: give probabilities."
+        )
 
 
 def _ends(on: Tensor) -> None:

@@ -10,12 +10,12 @@ arXiv:2407.17032; Archibald, McKinnon & Thomas 1995 (random MDPs with few branch
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ...core import Noise
-from ...errors import UserError
+from ...errors import UserError, unknown
 from ...spec import remembered
 from ..env.others import gymnasium
 from .mdp import MDP, table
@@ -113,11 +113,13 @@ def random_mdp(
 
 
 @remembered
-def frozen_lake(map: Literal["4x4", "8x8"] = "4x4", *, slippery: bool = True, limit: int | None = 100) -> MDP:
+def frozen_lake(map: str = "4x4", *, slippery: bool = True, limit: int | None = 100) -> MDP:
     """Gymnasium's FrozenLake: from S to G, not into a hole; on ice a third of moves goes to either side.
 
-    Raises UserError where gymnasium is not installed.
+    map: "4x4" or "8x8". Raises UserError where gymnasium is not installed, or there is no such map.
     """
+    if map not in ("4x4", "8x8"):
+        raise unknown("map of FrozenLake", map, ("4x4", "8x8"))
     columns = int(map[0])
     return _of("FrozenLakeEnv", limit, columns, {"map_name": map, "is_slippery": slippery})
 
