@@ -90,9 +90,9 @@ class Album(Stored):
         """The names of the labels."""
         return self._listing.classes
 
-    def holds(self, part: str) -> bool:
-        """Whether the index has pictures of a part; it may be that none was drawn for the test part of a few."""
-        return any(e.part == part and not e.bad for e in self._listing.entries)
+    def holds(self, part: str) -> int:
+        """How many pictures of a part the index has, before any is decoded: of a few none may be drawn for "test"."""
+        return sum(e.part == part and not e.bad for e in self._listing.entries)
 
     def space(self) -> Pictures:
         """The `Space` of these pictures."""
