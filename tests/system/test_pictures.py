@@ -489,6 +489,8 @@ def test_tables_as_other_programs_write_them(table, tmp_path):
     assert found.classes == ("x", "y")
     assert found.conditions == ("age",)
     assert [(e.label, e.cond) for e in found.entries] == [(0, {"age": 3.0}), (1, {"age": 4.0})]
+    (folder / "metadata.csv").rename(tmp_path / "t.tsv")
+    assert listing.read(data.index(folder, table=tmp_path / "t.tsv")) == found
 
 
 def test_a_condition_is_finite_in_single_precision(tmp_path, capsys):

@@ -34,7 +34,7 @@ from .roots import cache, keep
 from .said import TABLES, classes_of, common_folder, conditions_of, number_of, told
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-_SPREAD = (".csv", ".tsv", ".jsonl", ".xlsx")  # what may be a table, and was not read as one
+_TABULAR = (".csv", ".tsv", ".jsonl")  # what may be a table, and was not read as one
 _OPENS = 178_956_970  # pixels: of more Pillow opens no file
 _SHARE = 20  # one picture in so many is held out
 _LOOKED = {"bytes", "sha256", "height", "width", "bad"}  # what looking at a file tells
@@ -190,7 +190,7 @@ def _tell_unread(path: Path, others: Iterable[str]) -> None:
     if not kinds:
         return
     shown = ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common(5)) + (", …" if len(kinds) > 5 else "")
-    table = min((n for n in others if n.lower().endswith(_SPREAD)), default=None)
+    table = min((n for n in others if n.lower().endswith(_TABULAR)), default=None)
     more = f": {table!r} is one where it is named as the table, or called {TABLES[0]}" if table else ""
     print(f"Not read of {str(path)!r}: {kinds.total():,} other files ({shown}){more}.", file=sys.stderr, flush=True)
 

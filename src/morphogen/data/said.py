@@ -130,7 +130,7 @@ def _rows(content: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{where!r} is not UTF-8: save it as UTF-8.") from None
-    if not where.lower().endswith(".csv"):
+    if not where.lower().endswith((".csv", ".tsv")):
         for i, row in enumerate(text.split("\n"), 1):
             if row.strip():
                 yield i, _named(_object(row, f"Line {i} of {where!r}"), f"Line {i} of {where!r}")
