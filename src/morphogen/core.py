@@ -355,6 +355,18 @@ def can(model: Any, protocol: type) -> bool:
     return isinstance(model, protocol) and protocol not in getattr(model, "lacks", ())
 
 
+def parameters(model: Model) -> dict[str, int]:
+    """Parameters of each part of the model, a shared one in the first part that has it; they add up to all. Those of a
+    model that learns by a rule of its own, such as word vectors, are its saved tables.
+    """
+    found: dict[str, int] = {}
+    for name, p in (dict(model.named_parameters()) or model.state_dict()).items():  # each once
+        *path, _ = name.split(".")
+        part = ".".join(path[:2]) or name
+        found[part] = found.get(part, 0) + p.numel()
+    return found
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Batch, Lives, Model, Phase, Source, beneath, size
+from .core import Batch, Lives, Model, Phase, Source, beneath, parameters, size
 from .data.corpus import ByLength, Sequences, Windows
 from .data.source import Shuffled
 from .device import choose_device
@@ -79,19 +79,9 @@ def distinct(source: Source, per_sample: float) -> float | None:
     return len(source.items) * per_sample
 
 
-def parameters(model: Model) -> dict[str, int]:
-    """Parameters of each part of the model, a shared one in the first part that has it; they add up to all."""
-    found: dict[str, int] = {}
-    for name, p in model.named_parameters():  # each once
-        *path, _ = name.split(".")
-        part = ".".join(path[:2]) or name
-        found[part] = found.get(part, 0) + p.numel()
-    return found
-
-
 def size_of(model: Model) -> int:
     """N: how many numbers are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(parameters(model).values()) - sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
 def resident() -> dict[str, int]:
@@ -259,7 +249,7 @@ def _rehearsed(
         "steps": steps,
         "steps_measured": len(measured),
         "parameters": {
-            "total": sum(p.numel() for p in training.model.parameters()),
+            "total": sum(parameters(training.model).values()),
             "trained": size_of(training.model),
             "parts": parameters(training.model),
         },

@@ -42,6 +42,7 @@ from .core import (
     beneath,
     each,
     fold,
+    parameters,
     size,
 )
 from .device import PRECISIONS, choose_device, compiler_works, products, recompute
@@ -296,7 +297,7 @@ class Training:
             else:
                 self.averages = averages(self.trainer.ema, self.model)  # of the weights as the start has left them
             self.save()
-            n = sum(p.numel() for p in self.model.parameters())
+            n = sum(parameters(self.model).values())
             threads = torch.get_num_threads()
             where = f"cpu, {threads} thread{'s' * (threads > 1)}" if self._cpu else str(self.device)
             self.voice.say(f"Training {type(self.model).__name__} ({n:,} parameters) on {where} into {self.run}.")

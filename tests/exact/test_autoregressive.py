@@ -155,6 +155,10 @@ def test_mistakes_are_said() -> None:
         model.sample(2, top_k=0)
     with pytest.raises(UserError, match="temperature of -1"):
         model.sample(2, temperature=-1)
+    for n, prompt in ((-1, [0]), (2, [0] * 5)):
+        with pytest.raises(UserError, match="4 at the most"):
+            model.sample(n, prompt=torch.tensor(prompt))
+    assert torch.equal(model.sample(2, prompt=torch.arange(4) % 3).flatten(1), (torch.arange(4) % 3).expand(2, 4))
     with pytest.raises(UserError, match="drop=0"):
         Autoregressive(model.net, (2, 2), 3, drop=0.0).sample(2, {"label": torch.zeros(2).long()}, guidance=2.0)
     with pytest.raises(UserError, match="one for each"):

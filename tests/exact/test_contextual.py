@@ -35,6 +35,14 @@ def test_vectors_do_not_depend_on_the_batch(kind: str) -> None:
     kept = [t for t in TEXTS if t]
     assert torch.allclose(encode(net, tokens, kept), torch.stack([v.mean(0) for v in alone if len(v)]), atol=1e-5)
     assert net.training
+    bare = read(net, tokens, TEXTS, begin=False)  # as if nothing began a sequence
+    assert [v.shape for v in bare] == [v.shape for v in alone]
+    assert torch.allclose(bare[0], read(net, tokens, ["to be"], begin=False)[0], atol=1e-5)
+    assert not torch.allclose(bare[0], alone[0], atol=1e-3)
+    assert read(net, tokens, [""], begin=False)[0].shape == alone[2].shape
+    for ask in (read, encode):
+        with pytest.raises(UserError, match="a list of them"):
+            ask(net, tokens, "to be")
     with pytest.raises(UserError, match="no token"):
         encode(net, tokens, TEXTS)
     with pytest.raises(UserError, match="does not say"):

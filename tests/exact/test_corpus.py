@@ -267,6 +267,8 @@ def test_every_window_there_is(tmp_path: Path) -> None:
     assert [bytes(r).decode() for r in items.take(torch.arange(5))["x"].tolist()] == ["abc", "bcd", "cde", "def", "efg"]
     assert len(items) == 5
     assert "lengths" not in items.take(torch.tensor([0]))
+    ended = Corpus(TextFiles(tmp_path / "a.txt", held_out=0), BYTES, end=END)
+    assert Windows(ended, 3, stride=1).take(torch.arange(2))["lengths"].tolist() == [3, 3]  # past an end too
     short = Windows(corpus, 9, stride=1)
     assert short.take(torch.zeros(1, dtype=torch.long))["lengths"].tolist() == [7]
     half = Windows(corpus, 4, stride=2)

@@ -158,6 +158,40 @@ def test_groups_shun_each_others_symbols() -> None:
     torch.testing.assert_close(found.scores[0], torch.tensor([s for s, _ in expected]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("expression", ["a", "a{3}b?", "a*", "(a|b)c?|ab{2}", "(a|b|c){0,3}"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_constrained_beams_are_the_best_of_all_that_match(expression: str, groups: int) -> None:
+    """Many beams find what enumeration finds, few find matches alone; where fewer match, the rest is none."""
+    vocabulary, net = ["", "a", "b", "c"], small(4, 8, seed=1)
+    texts = [x for n in range(5) for x in itertools.product(range(1, 4), repeat=n)]
+    matching = [x for x in texts if re.fullmatch(expression, "".join(vocabulary[i] for i in x))]
+    scores = {x: float(log_probs(net, torch.tensor([[*x, 0]])).sum()) / (len(x) + 1) for x in matching}
+    best = sorted(scores, key=scores.__getitem__, reverse=True)
+    for beams in (2, 4, 128):
+        rules, prompt = [Constraint(expression, vocabulary, end=0)], torch.zeros(2, 0, dtype=torch.long)
+        found = beam_search(net, prompt, beams=beams, groups=groups, steps=5, codes=4, end=0, rules=rules, early=None)
+        assert torch.equal(found.tokens[0], found.tokens[1])
+        there = found.scores[0].isfinite()
+        drawn = [tuple(x[: n - 1]) for x, n in zip(found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
+        drawn = [x for x, real in zip(drawn, there, strict=True) if real]
+        assert drawn
+        for x, score in zip(drawn, found.scores[0].tolist(), strict=False):
+            assert score == pytest.approx(scores[x], abs=1e-5)
+        assert (found.lengths[0][~there] == 0).all()
+        if beams == 128:
+            assert drawn[::groups] == best
+            assert len(drawn) == groups * len(best)
+
+
+def test_fewer_sequences_than_beams_and_no_prompt_at_all() -> None:
+    found = beam_search(small(5), torch.tensor([[1, 2]]), beams=9, steps=1, codes=5)
+    assert found.scores[0].isfinite().tolist() == [True] * 5 + [False] * 4
+    assert found.lengths[0].tolist() == [3] * 5 + [2] * 4
+    none = beam_search(small(5), torch.zeros(0, 2, dtype=torch.long), beams=3, steps=2, codes=5)
+    assert none.tokens.shape == (0, 3, 4)
+    assert none.scores.shape == (0, 3)
+
+
 # ---- contrastive search --------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,30 @@ def test_windows_are_those_of_the_text_that_is_left() -> None:
     assert 0 < kept[0].sum() < 11
 
 
+@pytest.mark.parametrize(("predictor", "output"), WAYS)
+def test_a_word_that_counts_for_nothing_is_out_of_the_text(predictor: Predictor, output: Output) -> None:
+    """What stands for unknown words is taken out before windows are cut: all is as in the text without it."""
+    torch.manual_seed(0)
+    model = Word2Vec([0, 40, 30, 20, 10], 10, 4, predictor=predictor, output=output, window=2, subsample=None)
+    x, left = torch.tensor([[1, 0, 2, 0, 0, 3, 4, 2, 0, 1, 2, 3]]), [1, 2, 3, 4, 2, 1, 2, 3]
+    found = pairs_of(model, model._windows(x, None, Noise.seeded(0, 1)))
+    again = Noise.seeded(0, 1)
+    again.uniform(12, dtype=torch.float64)
+    size = (again.integers(2, 12) + 1)[0].tolist()
+    wanted = [([left[j] for j in range(8) if j != i and abs(i - j) <= size[i]], left[i]) for i in range(8)]
+    assert sorted(found) == sorted(wanted)
+    before = model.inner.clone()
+    for step in range(20):
+        model.learn(batch(x, step))
+    assert not model.inner[0].any()
+    assert (model.inner[1:] != before[1:]).all()
+    if isinstance(output, NegativeSampling):
+        assert not model.outer[0].any()
+        one = torch.ones(500, 1, 1)
+        drawn = output.columns({"law": model.law}, one[..., 0].long(), one, Noise.seeded(1, 500))
+        assert set(drawn.rows[:, 1:].flatten().tolist()) == {1, 2, 3, 4}
+
+
 def test_subsampling_and_negatives_follow_their_laws() -> None:
     counts = [5000, 1000, 200, 40, 8]
     model = Word2Vec(counts, 10, 2, subsample=0.02)
@@ -377,8 +401,8 @@ def test_they_are_remembered_and_refuse_nonsense(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="Word2Vec needs"):
             Word2Vec([1, 2], 5, **wrong)
     bad: Any
-    for bad in ([3], [1, 0], []):
-        with pytest.raises(UserError, match=r"counts of (1 or|2 words or) more"):
+    for bad in ([3], [1, 0], [3, 2, -1], []):
+        with pytest.raises(UserError, match=r"counts of 2 words or more"):
             Word2Vec(bad, 5)
     file = tmp_path / "counts.npy"
     for content in (
@@ -402,3 +426,11 @@ def test_they_are_remembered_and_refuse_nonsense(tmp_path: Path) -> None:
         NegativeSampling(0)
     with pytest.raises(UserError, match="GloVe needs"):
         GloVe(1)
+    glove, x = GloVe(3, 2), torch.tensor([[0, 1], [1, 2]])
+    before = glove.table.clone()
+    for pairs, count in ((x, [1.0, 0.0]), (x, [2.0, -1.0]), (x[:0], [])):
+        with pytest.raises(UserError, match="pairs that were met"):
+            glove.learn({"x": pairs, "count": torch.tensor(count)})
+    assert torch.equal(glove.table, before)
+    with pytest.raises(UserError, match="no row"):
+        Word2Vec([2, 1], 5).learn(batch(torch.zeros(0, 4, dtype=torch.long)))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from morphogen.autoregressive import Autoregressive, decode
-from morphogen.autoregressive.generate import Generated, generate, greedy, stream
+from morphogen.autoregressive.beam import beam_search
+from morphogen.autoregressive.generate import Generated, Passes, generate, greedy, started, stream
+from morphogen.autoregressive.search import speculative
 from morphogen.core import Noise
 from morphogen.errors import UserError
 from morphogen.nets.causal import Causal, CausalSequence, CausalTransformer
@@ -155,6 +157,55 @@ def test_the_loss_is_over_the_symbols_that_are_there() -> None:
     assert float(first.value) == pytest.approx(whole / model.counts({**batch, "scored": scored})[""], abs=1e-6)
 
 
+def test_lengths_say_what_counts_and_without_them_the_ends_do() -> None:
+    """A row may be a window of documents that follow one another: then all of it is learnt and measured."""
+    torch.manual_seed(0)
+    model = Autoregressive(awake(CausalTransformer(4, (6,), width=16, depth=1, heads=2)), (6,), 4, end=3)
+    x = torch.tensor([[0, 1, 3, 2, 3, 1], [2, 3, 0, 0, 1, 1]])
+    terms = model.net(x).log_softmax(-1).gather(2, x[..., None])[..., 0].detach()
+    for lengths, sums in ((None, [(0, 3), (1, 2)]), (torch.tensor([6, 5]), [(0, 6), (1, 5)])):
+        each = torch.stack([terms[i, :n].sum() for i, n in sums])
+        torch.testing.assert_close(model.log_prob(x, lengths=lengths).detach(), each)
+        batch = {"x": x, "key": torch.arange(2)} | ({} if lengths is None else {"lengths": lengths})
+        assert model.counts(batch) == {"": float(sum(n for _, n in sums))}
+        torch.testing.assert_close(-model.loss(batch).seen["nll"], each)
+    for wrong in ([7, 1], [-1, 2], [3], [[3, 3]], [1.0, 2.0]):
+        with pytest.raises(UserError, match="from 0 to T"):
+            model.loss({"x": x, "key": torch.arange(2), "lengths": torch.tensor(wrong)})
+    with pytest.raises(UserError, match="of each symbol"):
+        model.loss({"x": x, "key": torch.arange(2), "scored": torch.ones(2, 1, dtype=torch.bool)})
+    for strange in (x[0], x.float()):
+        for ask in (model.loss, model.counts, lambda batch: model.log_prob(batch["x"])):
+            with pytest.raises(UserError, match="of shape"):
+                ask({"x": strange, "key": torch.arange(2)})
+    pictures = Autoregressive(MADE(4, 3, (8,)), (2, 2), 3)
+    with pytest.raises(UserError, match="from 0 to T"):
+        pictures.log_prob(torch.zeros(2, 2, 2, dtype=torch.long), lengths=torch.tensor([2, 2]))
+
+
+def test_nothing_is_drawn_beyond_what_a_net_reads() -> None:
+    """As many symbols as the whole pass takes can be drawn, by every way, and not one more."""
+    torch.manual_seed(0)
+    full = CausalTransformer(5, (8,), width=16, depth=1, heads=2)
+    window = CausalTransformer(5, (8,), width=16, depth=1, heads=2, design=Design(window=3))
+    draft, pieces = CausalTransformer(5, (8,), width=8, depth=1, heads=2), Passes(full, (8,))
+    some = partial(generate, choose=greedy, codes=5)
+    ways = {
+        "full": partial(some, full),
+        "window": partial(some, window),
+        "speculative": partial(speculative, full, draft, codes=5, noise=Noise.seeded(0, 1)),
+        "beams": partial(beam_search, full, codes=5, beams=2),
+        "passes": partial(some, pieces),
+    }
+    for name, way in ways.items():
+        for p, begin in ((0, True), (3, True), (3, False)):
+            more = 1 if not begin and name != "passes" else 0  # nothing begins it: there is a place more
+            prompt = torch.zeros(1, p, dtype=torch.long)
+            assert way(prompt, steps=8 - p + more, begin=begin).tokens.shape[-1] == 8 + more
+            with pytest.raises(UserError, match=r"at most 8 symbols|has 8 symbols"):
+                way(prompt, steps=9 - p + more, begin=begin)
+
+
 class Slow(MADE):
     """A net that cannot go on."""
 
@@ -172,6 +223,7 @@ def test_a_net_that_cannot_go_on_is_prompted_too() -> None:
             x.append(int(logits.argmax()))
         wide = x[: n + 2]  # both rows may have 2 more: the room that the longer prompt leaves
         assert made.tokens[i, : made.lengths[i]].tolist() == wide
+    assert torch.equal(model.generate(prompt, lengths, rules=rule(), begin=False).tokens, made.tokens)
 
 
 def test_guided_prompts() -> None:
@@ -201,6 +253,13 @@ def test_mistakes_are_said(net: Causal) -> None:
     ):
         with pytest.raises(UserError, match=words):
             go(x, **more)
+    for x, lengths, words in (
+        (torch.tensor([1, 2]), None, r"of shape \(2,\)"),
+        (torch.tensor([[1.0]]), None, "float32 of shape"),
+        (torch.tensor([[1], [2]]), torch.tensor([1]), "2 prompts"),
+    ):
+        with pytest.raises(UserError, match=words):
+            started(x, lengths, 2, True, 5, None)
     assert go(nothing[:0], steps=3).tokens.shape == (0, 3)
     assert torch.equal(generate(net, torch.tensor([[1]]), steps=0, choose=greedy, codes=5).tokens, torch.tensor([[1]]))
 

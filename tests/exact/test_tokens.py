@@ -200,7 +200,22 @@ def test_a_size_without_room_is_refused(tmp_path: Path) -> None:
     for make in (byte_bpe, unigram):
         with pytest.raises(UserError, match="257 or more"):
             make(["a"], tmp_path / "t.json", size=256)
+    with pytest.raises(UserError, match="size of 12 or more"):
+        wordpiece(["hello"], tmp_path / "t.json", size=11)
+    for nothing in ([], [""], ["\ud83d"]):
+        with pytest.raises(UserError, match="no text to learn"):
+            unigram(nothing, tmp_path / "t.json", size=300)
+    assert not (tmp_path / "t.json").exists()
     assert BPE(()).encode("é") != []
+
+
+def test_half_a_character_in_a_text_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """A file of JSON may cut an emoji in two; what is learnt is what is learnt without the piece."""
+    for make in (byte_bpe, unigram, wordpiece):
+        cut = make(["hello there \ud83d", "é \udc00 hello"] * 5, tmp_path / "cut.json", size=300)
+        plain = make(["hello there ", "é  hello"] * 5, tmp_path / "plain.json", size=300)
+        assert cut.size == plain.size
+        assert cut.decode(cut.encode("hello é")) == plain.decode(plain.encode("hello é"))
 
 
 def test_pieces_are_the_likeliest_split_and_the_longest_first(made: dict[str, Vocabulary]) -> None:
@@ -285,6 +300,22 @@ def test_a_template_writes_json_and_breaks_as_transformers_lets_it() -> None:
     ):
         theirs.chat_template = template
         assert Chat(template).text(talk) == theirs.apply_chat_template(talk, tokenize=False)
+
+
+def test_a_template_is_told_the_day_and_reads_no_clock(tmp_path: Path) -> None:
+    """As Llama 3.2's, which writes a day of its own where it is told none."""
+    own = "{% if strftime_now is defined %}{{ strftime_now('%d %m %Y') }}{% else %}26 07 2024{% endif %}"
+    plain = "{{ strftime_now('%Y') }}"
+    assert Chat(own).text(TALK) == "26 07 2024"
+    assert Chat(own, date="2026-02-03").text(TALK) == "03 02 2026"
+    assert spec(build(spec(Chat(own, date="2026-02-03")))) == spec(Chat(own, date="2026-02-03"))
+    (tmp_path / "chat_template.jinja").write_text(plain)
+    assert published(tmp_path, date="2026-02-03").text(TALK) == "2026"
+    with pytest.raises(UserError, match='date="2026-11-27"'):
+        Chat(plain).text(TALK)
+    with pytest.raises(UserError, match="is no date"):
+        Chat(own, date="tomorrow")
+    assert Chat("{{ strftime_now.__self__ }}", date="2026-02-03").text(TALK) == ""  # it is no way out of the sandbox
 
 
 def test_a_published_template_is_the_file_beside_the_configuration(tmp_path: Path) -> None:

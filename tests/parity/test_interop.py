@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import UserError
 from morphogen.interop import gpt2, llama, read, write
+from morphogen.language import Characters, contextual
 from morphogen.nets.causal import CausalTransformer
 from morphogen.nets.positions import ALiBi
 from morphogen.nets.transformer import Design
@@ -153,6 +154,53 @@ def test_many_files_and_other_dtypes(tmp_path: Path) -> None:
     assert read(tmp_path / "half").net.embed.weight.dtype == torch.float32
     again = transformers.AutoModelForCausalLM.from_pretrained(write(half, tmp_path / "again"))
     assert again.dtype == torch.bfloat16
+
+
+def test_what_is_written_over_several_files_is_read_back_by_both(tmp_path: Path) -> None:
+    """The file with all weights is the one that is read; what was there of another net goes."""
+    torch.manual_seed(0)
+    saved(transformers.LlamaForCausalLM(CONFIGS["Llama"]()), tmp_path / "old", max_shard_size="4KB")
+    new = read(saved(transformers.LlamaForCausalLM(CONFIGS["Llama"]()), tmp_path / "new")).net
+    x = torch.randint(37, (1, 5))
+    expected, _ = new.step(x, begin=False)
+    single = (write(new, tmp_path / "single") / "model.safetensors").read_bytes()
+    (tmp_path / "old" / "model.safetensors").write_bytes(single)  # as it is when a write is cut off
+    assert torch.equal(read(tmp_path / "old").net.step(x, begin=False)[0], expected)
+    write(new, tmp_path / "old", end=5)
+    assert {p.name for p in (tmp_path / "old").iterdir()} == {"config.json", "model.safetensors"}
+    assert torch.equal(read(tmp_path / "old").net.step(x, begin=False)[0], expected)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "old").eval()
+    torch.testing.assert_close(again(x).logits.detach(), expected, rtol=0, atol=2e-5)
+    assert read(tmp_path / "old").ends == (5,)
+    assert again.generation_config.eos_token_id == 5
+
+
+def test_vectors_of_texts_are_theirs(tmp_path: Path) -> None:
+    """GPT-2's own of each token, where a text stands at the first place, and Llama's after what begins a sequence."""
+    torch.manual_seed(0)
+    tokens, texts = Characters("abcdefgh"), ["abc", "hgfedcbah", "e"]
+    for name, begin in (("GPT-2", False), ("Llama", True)):
+        model = awake(transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval(), 3)
+        net = read(saved(model, tmp_path / name)).net
+        found = contextual.read(net, tokens, texts, begin=begin)
+        for text, vectors in zip(texts, found, strict=True):
+            ids = [net.begin] * begin + tokens.encode(text).tolist()
+            said = model.base_model(torch.tensor([ids])).last_hidden_state[0, begin:]
+            torch.testing.assert_close(vectors, said.detach(), rtol=0, atol=2e-5)
+
+
+def test_a_text_ends_as_transformers_ends_it(tmp_path: Path) -> None:
+    saved(transformers.LlamaForCausalLM(CONFIGS["Llama"]()), tmp_path)
+    file = tmp_path / "generation_config.json"
+    for page, ends in (({"eos_token_id": [7, 3, 7]}, (7, 3)), ({"eos_token_id": 4}, (4,)), ({}, (2,))):
+        file.write_text(json.dumps(page))
+        assert read(tmp_path).ends == ends
+    file.unlink()
+    assert read(tmp_path).ends == (2,)
+    for text in ("[]", "{", '{"eos_token_id": "x"}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"generation_config\.json"):
+            read(tmp_path)
 
 
 def test_published_sizes() -> None:
@@ -305,6 +353,7 @@ def test_a_damaged_configuration_is_told_by_file_and_key(name: str, tmp_path: Pa
 )  # fmt: skip
 def test_a_damaged_index_is_told(page: str, tmp_path: Path) -> None:
     saved(transformers.GPT2LMHeadModel(CONFIGS["GPT-2"]()), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(page)
     with pytest.raises(UserError, match=r"model.safetensors.index.json"):
         read(tmp_path)

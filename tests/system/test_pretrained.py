@@ -41,6 +41,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gpt2.embed.weight.mul_(20)
     write(gpt2, tmp / "gpt2", end=end, tokenizer=tmp / "words")
     write(llama, tmp / "llama", end=end, tokenizer=tmp / "words")
+    write(llama, tmp / "told", end=end, tokenizer=tmp / "words")  # its tokenizer puts a symbol before every text
+    read_by = tokenizers.Tokenizer.from_file(str(tmp / "words" / "tokenizer.json"))
+    read_by.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{words.specials[0]} $A", special_tokens=[(words.specials[0], end)]
+    )
+    read_by.save(str(tmp / "told" / "tokenizer.json"))
     write(gpt2, tmp / "mute", end=end)
     wide = CausalTransformer(  # a table with more rows than words, as is usual, whose last row is the likeliest
         words.size + 40, (24,), **small, tied=True
@@ -76,16 +82,20 @@ def test_weights_in_eight_bits_are_asked_for(world: Path, capsys: pytest.Capture
 
 def test_the_likeliest_text_is_transformers_own(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers")
-    for name in ("gpt2", "llama"):
+    texts = {}
+    for name in ("gpt2", "llama", "told"):
         line = ["sample", "--from", str(world / name), "--prompt", "the dog", "--length", "8", "--temperature", "0"]
         assert main([*line, "--json"]) == 0
         (text,) = json.loads(capsys.readouterr().out)["texts"]
-        tokenizer = tokenizers.Tokenizer.from_file(str(world / name / "tokenizer.json"))
-        pretrained = read(world / name)
-        ids = [pretrained.net.begin] * pretrained.begins + tokenizer.encode("the dog").ids
+        tokenizer = transformers.AutoTokenizer.from_pretrained(world / name)
+        ids = tokenizer("the dog", return_tensors="pt").input_ids
+        end = read(world / name).end
+        assert (int(ids[0, 0]) == end) == (name == "told")
         model = transformers.AutoModelForCausalLM.from_pretrained(world / name)
-        made = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=pretrained.end)
-        assert tokenizer.decode(made[0].tolist()) == text
+        made = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=end)
+        assert tokenizer.decode(made[0], skip_special_tokens=True) == text
+        texts[name] = text
+    assert texts["llama"] != texts["told"]  # else nothing was shown
 
 
 @pytest.mark.parametrize("name", ["wide", "outside"])

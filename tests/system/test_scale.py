@@ -281,6 +281,13 @@ def test_runs_alone_keep_the_schedule_of_the_recipe(capsys: pytest.CaptureFixtur
         ("scale waves.py:wave --sizes width 2 4 8 --budgets ema 0.5 0.6 0.7", "the number of steps as it is"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 1 2 3 --width 3", "--width is given beside"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --metric lss", "did you mean 'loss'"),
+        ("scale waves.py:wave --sizes width 2 4 8 --budgets step 10 20 40", "such as --budgets steps 250 500 1000"),
+        ("scale waves.py:wave --sizes wide 2 4 8 --budgets steps 10 20 40", "such as --sizes width 32 64 128"),
+        ("scale cartpole-ppo --sizes hiden 2 4 8 --budgets stps 10 20 40", "holds no data out"),
+        (
+            "scale word-vectors --data waves.py --batch 1 --least 1 --sizes width 2 4 8 --budgets epochs 1 2 3",
+            "a rule of its own",
+        ),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 1 20 40", "too few for a warm-up"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --cool 0.02", "too few for a warm-up"),
         ("scale waves.py:wave --sizes width 2 4 8 --budgets steps 10 20 40 --high --metric size", "falls, and size"),
@@ -289,3 +296,4 @@ def test_runs_alone_keep_the_schedule_of_the_recipe(capsys: pytest.CaptureFixtur
 def test_what_cannot_be_scaled_is_said(typed: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"{typed} --run grid --draws 20 --device cpu") == 2
     assert says in capsys.readouterr().err
+    assert not Path("grid").exists()  # it is said before anything is trained

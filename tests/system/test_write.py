@@ -16,7 +16,8 @@ from morphogen.data.corpus import Corpus, Sequences, Windows
 from morphogen.data.documents import TextFiles
 from morphogen.data.text import Text
 from morphogen.errors import UserError
-from morphogen.language import END, Bytes
+from morphogen.language.subwords import byte_bpe
+from morphogen.language.tokens import END, Bytes, Characters, Vocabulary, alphabet_of
 from morphogen.metrics.language import ratio, sequences
 
 
@@ -114,6 +115,29 @@ def test_the_perplexity_of_a_uniform_law_is_the_size_of_its_alphabet(
         sequences(torch.nn.Linear(1, 1), Windows(corpus, 6))
 
 
+@pytest.mark.parametrize("kind", ["bytes", "subwords", "characters"])
+def test_characters_are_counted_wherever_windows_are_cut(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nats a character are those of all tokens over all characters, whatever the window, with ends or without."""
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    lines = ["文字は三バイトです", "é", "plain", "\U0001f680 🚀", "ひらがな"] * 3
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    texts = TextFiles(tmp_path / "a.txt", between="\n", held_out=0)
+    tokens: Vocabulary = Bytes(specials=(END,))
+    if kind == "characters":
+        tokens = Characters(alphabet_of(lines), specials=(END,))
+    if kind == "subwords":
+        pytest.importorskip("tokenizers")
+        tokens = byte_bpe(lines, tmp_path / "tokenizer.json", size=270)
+    for end in (None, END):
+        corpus = Corpus(texts, tokens, end=end)
+        true = len(corpus.row().tokens) * math.log(257) / sum(map(len, texts.documents("train")))
+        for length in (1, 2, 3, 5, 8, 64):
+            found = sequences(Uniform(), Windows(corpus, length), Text(tokens, length, end=end))
+            assert found["nats/character"].value == pytest.approx(true)
+
+
 def test_a_ratio_has_the_interval_of_a_ratio() -> None:
     torch.manual_seed(0)
     inside = 0
@@ -151,13 +175,16 @@ def test_word_vectors_are_mapped(
     run, small = str(tmp_path / "run"), ["--epochs", "1", "--width", "4", "--least", "1", "--batch", "1"]
     words = ["word-vectors", "--data", str(tmp_path / "own.txt"), "--run", run, "--device", "cpu", *small]
     assert call("train", *words) == 0
-    told = capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["parameters"] == 2 * 9 * 4
+    told = capsys.readouterr()
+    assert "Word2Vec (72 parameters)" in told.err + told.out
+    told = told.out
     assert f"morphogen map {run}" in told
     assert "morphogen evaluate" not in told
     assert call("evaluate", run) == 2
     assert f"`morphogen map {run}` draws them" in capsys.readouterr().err
     assert call("map", run, "--n", "-1") == 0
-    assert "9 words in 4 dimensions" in capsys.readouterr().out  # eight of the text, and <unk>
+    assert "8 words in 4 dimensions" in capsys.readouterr().out  # of the text, and no <unk>
     assert (tmp_path / "run" / "map.png").stat().st_size > 500
     assert call("map", run, "--n", "1") == 2
     assert "--n 300" in capsys.readouterr().err

@@ -7,8 +7,9 @@ alone: a transformer, a masked perceptron, a masked convolution, a recurrence. O
 seen (`Steps`) samples each symbol once, others by a whole pass for each.
 
 Sequences (T,) may be shorter than the shape. With an `end` the law is over sequences that end with this symbol, or are
-cut at T; what follows an end counts for nothing. In training, `lengths` (B,) says how many symbols of a row are there,
-and `scored` (B, T) which of them the loss is over; its mean is over these symbols, however a batch is cut into pieces.
+cut at T; what follows an end counts for nothing. Where `lengths` (B,) says how many symbols of a row are there, all of
+these count, ends among them: a row may be a window of documents that follow one another. In training `scored` (B, T)
+says which of them the loss is over; its mean is over these symbols, however a batch is cut into pieces.
 
 Conditions are dropped with probability `drop` (Ho & Salimans 2021, arXiv:2207.12598) so that guidance on the logits has
 its unconditional half.
@@ -45,7 +46,8 @@ class Autoregressive(Model):
     codes: size of the alphabet.
     drop:  probability of dropping a training sample's conditions.
     end:   the symbol that ends a sequence; None: all have the length that they have.
-    Raises UserError in `loss` and `log_prob` for data of another shape, or that is no integers of the alphabet.
+    Raises UserError in `loss` and `log_prob` for data of another shape, or that is no integers of the alphabet, and for
+    lengths that are none of it.
     """
 
     discrete = True
@@ -64,12 +66,12 @@ class Autoregressive(Model):
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """The symbols that the loss is a mean over, where rows differ in them; else the samples."""
-        there = self._there(batch)
-        return {"": float(len(batch["x"]) if there is None else there.sum())}
+        x, there = self._read(batch)
+        return {"": float(len(x) if there is None else there.sum())}
 
     def loss(self, batch: Batch) -> Loss:
         """Mean of −log p(x_i | x_<i) over the symbols of all samples, nats; `seen["nll"]` (B,) is each sample's sum."""
-        x, cond, there = batch["x"], batch.get("cond") or NONE, self._there(batch)
+        (x, there), cond = self._read(batch), batch.get("cond") or NONE
         cond = drop_conditions(cond, self.drop, Noise(batch["key"])) if cond else cond
         if self.codes >= LARGE and isinstance(self.net, Hidden):
             return self._in_pieces(x, cond, there)
@@ -81,7 +83,7 @@ class Autoregressive(Model):
 
     def _in_pieces(self, x: Tensor, cond: Cond, there: Tensor | None) -> Loss:
         """The loss of a large alphabet, whose logits are never all there."""
-        x = self._checked(x).flatten(1)
+        x = x.flatten(1)
         share = torch.full(x.shape, 1 / max(1, x.numel()), device=x.device)
         if there is not None:
             share = there / there.sum().clamp(min=1)
@@ -94,9 +96,9 @@ class Autoregressive(Model):
     def log_prob(
         self, x: Shaped[Tensor, " b *shape"], cond: Cond | None = None, lengths: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, " b"]:
-        """The exact log-probability (B,), nats, of the first `lengths` symbols of each row, up to its end."""
+        """The exact log-probability (B,), nats, of each row up to its end, or of its first `lengths` symbols."""
+        x, there = self._read({"x": x, "lengths": lengths})
         one_for_each(len(x), cond or NONE, None)
-        there = self._there({"x": x} if lengths is None else {"x": x, "lengths": lengths})
         terms = self._terms(x, cond or NONE)
         return (terms if there is None else torch.where(there, terms, 0.0)).sum(1)
 
@@ -107,20 +109,29 @@ class Autoregressive(Model):
         after = (x == self.end).cumsum(1) - (x == self.end).long() > 0  # an end stands before it
         return (~after).sum(1)
 
-    def _there(self, batch: Batch) -> Bool[Tensor, "b t"] | None:
-        """Which symbols count (B, T); None: all."""
-        x, lengths = batch["x"], batch.get("lengths")
-        scored: Tensor | None = batch.get("scored")
-        if lengths is None and self.end is not None:
+    def _read(self, batch: Batch) -> tuple[Tensor, Bool[Tensor, "b t"] | None]:
+        """The data, checked, as int64, and which symbols of it count (B, T); None: all."""
+        x, lengths, scored = self._checked(batch["x"]), batch.get("lengths"), batch.get("scored")
+        if scored is not None and scored.shape != x.shape:
+            raise UserError(
+                f"`scored` is {tuple(scored.shape)} beside an x of {tuple(x.shape)}: say it of each symbol."
+            )
+        if lengths is not None:
+            fits = x.ndim == 2 and lengths.shape == (len(x),) and not lengths.is_floating_point()
+            if not fits or (x.is_cpu and len(x) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]):
+                raise UserError(
+                    f"`lengths` of shape {tuple(lengths.shape)} beside an x of {tuple(x.shape)} say nothing: give each"
+                    " sequence (T,) one, a whole number from 0 to T."
+                )
+        elif self.end is not None:
             lengths = self.lengths(x)
         if lengths is None:
-            return scored
+            return x, scored
         there: Tensor = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-        return there if scored is None else there & scored
+        return x, there if scored is None else there & scored
 
     def _terms(self, x: Tensor, cond: Cond) -> Tensor:
         """log p(x_i | x_<i) (B, T)."""
-        x = self._checked(x)
         logits = self.net(x, cond)  # (B, *shape, codes)
         nll = F.cross_entropy(logits.flatten(0, -2), x.flatten(), reduction="none")
         return -nll.view_as(x).flatten(1)
@@ -167,10 +178,17 @@ class Autoregressive(Model):
         min_p: draw among symbols at least so many times as likely as the likeliest.
         typical: draw among the symbols nearest to the entropy until their probabilities reach this.
         repetition: above 1 makes symbols that were there less likely.
-        Raises UserError for conditions of another number, guidance that was not trained for, and values out of range.
+        Raises UserError for conditions of another number, guidance that was not trained for, values out of range, and a
+        prompt that is longer than a sample.
         """
+        size = math.prod(self.shape)
         device = next(self.net.parameters(), torch.empty(())).device
         begun = torch.zeros(0, dtype=torch.long) if prompt is None else prompt
+        if n < 0 or begun.ndim != 1 or len(begun) > size:
+            raise UserError(
+                f"{n} samples of {size} symbols that begin with {tuple(begun.shape)} of them cannot be drawn: give 0 or"
+                f" more samples, and a prompt (p,) of {size} at the most."
+            )
         made = decode.rules(repetition_penalty=repetition, tau=temperature, k=top_k, p=top_p, m=min_p, mass=typical)
         drawn = self.generate(begun.to(device).expand(n, -1), cond=cond, rules=made, noise=noise, guidance=guidance)
         return drawn.tokens.view(n, *self.shape)
@@ -206,7 +224,7 @@ class Autoregressive(Model):
             )
         if noise is None:
             noise = Noise.fresh(n, prompt.device)
-        most = max(0, math.prod(self.shape) - prompt.shape[1]) if steps is None else steps
+        most = max(0, math.prod(self.shape) - prompt.shape[-1]) if steps is None else steps
         return generate(
             self.steps,
             prompt,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,7 +26,10 @@ from .generate import Cond, Steps, prefill, rows_of, started
 
 
 class Beams(NamedTuple):
-    """Sequences, best first, the prompt in front; how many symbols each has; their scores."""
+    """Sequences, best first, the prompt in front; how many symbols each has; their scores.
+
+    Where fewer than `beams` were found, the rest are the prompt alone, at a score of −inf.
+    """
 
     tokens: Int[Tensor, "b beams t"]
     lengths: Int[Tensor, "b beams"]
@@ -53,25 +57,21 @@ class _Group:
         parent, symbol = index // v, index % v
         candidates = self.made.gather(1, parent[..., None].expand(-1, -1, self.made.shape[2])).clone()
         candidates[:, :, i] = symbol
-        over = torch.full_like(symbol, last, dtype=torch.bool)
-        if end is not None:
-            over = over | (symbol == end)
-        counts = over & (torch.arange(top.shape[1], device=top.device) < self.w) & self.open
+        ended = torch.zeros_like(symbol, dtype=torch.bool) if end is None else symbol == end
+        counts = (ended | last) & (torch.arange(top.shape[1], device=top.device) < self.w) & self.open
         score = torch.where(counts, top / (i + 1) ** penalty, -torch.inf)
-        length = torch.full_like(symbol, i + 1)
+        length = torch.where(counts & top.isfinite(), i + 1, 0)
         best = torch.cat((self.done_score, score), 1).topk(self.w)
         self.done = _taken(torch.cat((self.done, candidates), 1), best.indices)
         self.done_length = torch.cat((self.done_length, length), 1).gather(1, best.indices)
         self.done_score = best.values
-        running = top.masked_fill(over, -torch.inf).topk(min(self.w, top.shape[1]))
-        self.made, self.score = _taken(candidates, running.indices), running.values
-        parents = parent.gather(1, running.indices)
-        if parents.shape[1] < self.w:  # fewer continuations than beams
-            lack = self.w - parents.shape[1]
-            parents = torch.cat((parents, parents[:, :1].expand(-1, lack)), 1)
-            self.made = torch.cat((self.made, self.made[:, :1].expand(-1, lack, -1)), 1)
-            self.score = torch.nn.functional.pad(self.score, (0, lack), value=-torch.inf)
-        return parents
+        score, index = top.masked_fill(ended, -torch.inf).topk(min(self.w, top.shape[1]))
+        first = torch.where(score[:, :1].isfinite(), index[:, :1], 0)  # an ended one where none goes on
+        lack = (0, self.w - index.shape[1])  # fewer continuations than beams
+        self.score, index = F.pad(score, lack, value=-torch.inf), F.pad(index, lack)
+        index = torch.where(self.score.isfinite(), index, first)  # what no rule allows is never gone on from
+        self.made = _taken(candidates, index)
+        return parent.gather(1, index)
 
     def judge(self, longest: int, penalty: float, early: bool | None) -> None:
         """Close the rows that cannot, or need not, find a better sequence."""
@@ -112,7 +112,7 @@ def beam_search(
     tokens, own, ragged = started(prompt, lengths, steps, begin, codes, end)
     (b, p), w, device = prompt.shape, beams // groups, prompt.device
     logits, memory = prefill(
-        net, tokens[:, :p], own if ragged else None, cond, net.memory(p + steps + begin), begin=begin, chunk=chunk
+        net, tokens[:, :p], own if ragged else None, cond, net.memory(p + steps + begin - 1), begin=begin, chunk=chunk
     )
     first = torch.arange(b, device=device).repeat_interleave(beams)
     logits, memory, told = logits[first], rows_of(memory, first), each(cond, lambda c: c[first])
@@ -133,7 +133,7 @@ def beam_search(
             parents.append(one.advance(here, i, i + 1 == steps, end, penalty) + j * w)
             one.judge(steps if early is None and penalty > 0 else i + 1, penalty, early)
             if diversity:
-                chosen.scatter_add_(1, one.made[:, :, i], torch.ones_like(one.score))
+                chosen.scatter_add_(1, one.made[:, :, i], one.score.isfinite().to(logp.dtype))
         if i + 1 == steps or not any(bool(g.open.any()) for g in group):
             break
         parent = torch.stack(parents, 1).view(b, beams) + beams * torch.arange(b, device=device)[:, None]
@@ -147,7 +147,7 @@ def beam_search(
     length = torch.cat([g.done_length for g in group], 1).gather(1, order.indices)
     after = torch.arange(steps, device=device) < length[..., None]
     done = torch.where(after, done, 0 if end is None else end)
-    whole = _placed(tokens[first], given, done.flatten(0, 1)).view(b, beams, -1)
+    whole = _placed(tokens[first], given, done.flatten(0, 1)).view(b, beams, tokens.shape[1])
     return Beams(whole, own[:, None] + length, order.values)
 
 

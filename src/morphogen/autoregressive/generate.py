@@ -66,10 +66,15 @@ class Passes:
         lengths: Tensor | None = None,
         begin: bool | None = None,
     ) -> tuple[Tensor, Any]:
-        """See `Steps.step`; symbols before the first are not read, so there is nothing but a beginning."""
-        first = memory is None
-        known, used = (x[:, :0], torch.zeros(len(x), dtype=torch.long, device=x.device)) if first else memory
+        """See `Steps.step`. What begins a sequence is no symbol here: it is there whether `begin` or not. Raises
+        UserError where the next symbol has no place.
+        """
+        begun = memory is not None
+        first = not begun and begin is not False
+        known, used = (x[:, :0], torch.zeros(len(x), dtype=torch.long, device=x.device)) if not begun else memory
         more = torch.full_like(used, x.shape[1]) if lengths is None else lengths
+        if len(x) and int((used + more).max()) >= self.size:
+            raise UserError(f"A sample of this net has {self.size} symbols, and more were asked for: take fewer steps.")
         whole = F.pad(known, (0, x.shape[1]))
         place = used[:, None] + torch.arange(x.shape[1], device=x.device)  # a shorter row's pads are written over
         whole = whole.scatter(1, place, x)
@@ -133,10 +138,11 @@ class Start(NamedTuple):
     ragged: bool
 
 
-def started(
-    prompt: Int[Tensor, "b p"], lengths: Int[Tensor, " b"] | None, steps: int, begin: bool, codes: int, end: int | None
-) -> Start:
-    """The prompt, checked, with room for `steps` symbols. Raises UserError for what is no prompt."""
+def started(prompt: Tensor, lengths: Tensor | None, steps: int, begin: bool, codes: int, end: int | None) -> Start:
+    """The prompt (B, P), checked, with room for `steps` symbols. Raises UserError for what is no prompt."""
+    if prompt.ndim != 2 or prompt.is_floating_point():
+        kind = str(prompt.dtype).removeprefix("torch.")
+        raise UserError(f"The prompt is {kind} of shape {tuple(prompt.shape)}: give rows of symbols, integers (B, P).")
     b, p = prompt.shape
     if steps < 0:
         raise UserError(f"There are no {steps} symbols to come: ask for 0 or more.")
@@ -146,6 +152,8 @@ def started(
         )
     if end is not None and not 0 <= end < codes:
         raise UserError(f"The end symbol {end} is none of the alphabet, 0 to {codes - 1}.")
+    if lengths is not None and (lengths.shape != (b,) or lengths.is_floating_point()):
+        raise UserError(f"There are {b} prompts, and their lengths are {tuple(lengths.shape)}: give each one, (B,).")
     if lengths is not None and b and not 0 <= int(lengths.min()) <= int(lengths.max()) <= p:
         raise UserError(f"The prompts' lengths must lie between 0 and {p}, the width of the prompts.")
     if lengths is not None and not begin and b and int(lengths.min()) == 0:
@@ -191,7 +199,7 @@ def stream(
     if b == 0 or steps == 0:
         return
     told = both(cond, b, device) if twice else cond
-    memory = net.memory(p + steps + begin)
+    memory = net.memory(p + steps + begin - 1)  # the last symbol is not read
     logits, memory = prefill(
         net, doubled(tokens[:, :p]), doubled(own) if ragged else None, told, memory, begin=begin, chunk=chunk
     )

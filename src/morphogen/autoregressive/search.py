@@ -12,7 +12,7 @@ Su et al. 2022, "A contrastive framework for neural text generation", arXiv:2202
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,37 +21,15 @@ from torch import Tensor, nn
 
 from ..core import NONE, Noise, each
 from ..errors import UserError
+from ..nets.causal import Causal
 from ..nets.memory import Memory
 from .decode import Rules, Seen, applied
 from .generate import Cond, Generated, Steps, prefill, rows_of, started
 
 
-@runtime_checkable
-class Shows(Protocol):
-    """A causal net that shows what its logits are made of (`nets.causal.Causal`)."""
-
-    last: nn.Linear
-
-    def advance(
-        self,
-        x: Tensor,
-        cond: Any = NONE,
-        memory: Any = None,
-        *,
-        lengths: Tensor | None = None,
-        begin: bool | None = None,
-    ) -> tuple[Tensor, Any]:
-        """Vectors (B, n, width), `last` of which are the logits, and the memory."""
-        ...
-
-    def memory(self, room: int | None = None, slack: int = 0) -> Any:
-        """An empty memory."""
-        ...
-
-
 @torch.no_grad()
 def contrastive(
-    net: Shows | nn.Module,
+    net: Causal | nn.Module,
     prompt: Int[Tensor, "b p"],
     lengths: Int[Tensor, " b"] | None = None,
     cond: Cond = NONE,
@@ -67,7 +45,7 @@ def contrastive(
 
     Raises UserError for a net that does not show its vectors, and for k or α out of range.
     """
-    if not isinstance(net, Shows):
+    if not isinstance(net, Causal):
         raise UserError(f"A {type(net).__name__} shows no vectors to compare: use a transformer or a recurrence.")
     if not 1 <= k <= codes or not 0 <= alpha <= 1:
         raise UserError(f"Contrastive search takes k from 1 to {codes} and alpha from 0 to 1, not {k} and {alpha:g}.")
@@ -159,7 +137,7 @@ def speculative(
     tokens = F.pad(tokens, (0, ahead + 1))
     memories = []
     for one in (net, draft):
-        memory = one.memory(p + steps + begin, ahead + 1)
+        memory = one.memory(p + steps + begin - 1, ahead + 1)
         if not isinstance(memory, Memory):
             raise UserError(f"The memory of a {type(one).__name__} cannot go back: speculate with transformers.")
         memories.append(memory)

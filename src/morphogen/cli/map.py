@@ -91,7 +91,9 @@ def _words(context: Context, run: Run, way: str, n: int, seed: int, path: Path) 
         raise UserError(f"A {type(run.model).__name__} has no vectors of words to map: give a run of word-vectors.")
     if n < 2 and n != -1:
         raise UserError(f"A map of {n} words shows nothing: take --n 300, or -1 for all.")
-    z = vectors.detach().cpu()[: None if n == -1 else n]
+    z = vectors.detach().cpu()
+    own = z.abs().sum(1).nonzero()[: None if n == -1 else n, 0]  # without what stands for words that have no vector
+    z = z[own]
     points, said = _plane(z, seed) if way == "pca" else _neighbours(z, seed)
     if path.suffix == ".npy":
         import numpy as np
@@ -101,7 +103,7 @@ def _words(context: Context, run: Run, way: str, n: int, seed: int, path: Path) 
     else:
         from ..data.chart import named
 
-        save(named(points, [tokens.decode([i]) for i in range(len(z))]), path)
+        save(named(points, [tokens.decode([i]) for i in own.tolist()]), path)
     text = f"{len(z)} words in {z.shape[1]} dimensions (step {run.step}), {said}: {path}"
     fields = {"way": way, "n": len(z), "dimensions": z.shape[1], "how": said, "seed": seed, "step": run.step}
     context.tell.answer("mapped", {**fields, "ema": run.average, "files": [str(path)]}, text)

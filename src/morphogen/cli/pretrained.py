@@ -36,6 +36,7 @@ def sample(
     device: str | None,
 ) -> None:
     """Draw n texts that go on from the prompt; one comes as it is drawn."""
+    import numpy as np
     import torch
 
     from ..autoregressive import Autoregressive, decode
@@ -56,10 +57,10 @@ def sample(
             f"{str(folder)!r} holds no tokenizer.json, so its text cannot be read: save the tokenizer there too."
         )
     words = Subwords(Asset(model.tokenizer))
-    ids = words.encode(prompt)
+    ids = np.array([*words.before, *words.encode(prompt)])
     if len(ids) and not 0 <= ids.min() <= ids.max() < model.net.codes:
         raise UserError(f"The tokenizer in {str(folder)!r} is not that of the model: it has more tokens.")
-    begin = model.begins or not len(ids)
+    begin = not len(ids)
     if begin and model.net.begin is None:
         raise UserError("This model has nothing that begins a text: give a --prompt to go on from.")
     assert model.net.length is not None

@@ -85,6 +85,8 @@ def begin(run: Path, argv: list[str], device: str) -> None:
 
 def conclude(run: Run) -> dict[str, Any]:
     """Write what the training came to into `result.json`, and return it."""
+    from ..core import parameters
+
     lines = run.log()
     trained = [line for line in lines if "heldout" not in line and "seconds" in line]
     measured = [line for line in lines if "heldout" in line]
@@ -99,7 +101,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "steps": run.trainer.steps,
         "step": run.step,
-        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "parameters": sum(parameters(run.model).values()),
         "seconds": seconds,
         "steps_per_s": round(run.step / seconds, 3) if seconds else None,
         "final": {k: v for k, v in last.items() if k not in ("step", "seconds", "steps_per_s")},

@@ -90,6 +90,13 @@ def scale(
     load_files(with_)
     found, arguments = resolve(context, recipe, None)
     given = context.options(found.flags, found.name)
+    try:
+        with _root(data_root):
+            made = found.build(arguments)
+    except UserError:  # where its own settings will not do, the grid's may
+        pass
+    else:
+        _held_out(found, made)
     names, points = _values(found, "--sizes", sizes)
     amounts, lengths = _values(found, "--budgets", budgets)
     if len(amounts) != 1 or amounts[0] in names:
@@ -139,7 +146,8 @@ def _values(found: Recipe, flag: str, words: Sequence[str]) -> tuple[tuple[str, 
     keys = [w.lstrip("-").replace("_", "-") for w in words[0].split(",")]
     for key in keys:
         if key not in flags:
-            hint = f"{flag} begins with a name: {flag} width 32 64 128."
+            such = {"--sizes": "width 32 64 128"}.get(flag, "steps 250 500 1000")
+            hint = f"{flag} begins with a name, such as {flag} {such}."
             raise unknown(f"argument of {found.name}", key, flags, hint)
     points = []
     for word in words[1:]:
@@ -153,6 +161,19 @@ def _values(found: Recipe, flag: str, words: Sequence[str]) -> tuple[tuple[str, 
     if any(a == b for a, b in itertools.combinations(points, 2)):
         raise UserError(f"{flag} names a value twice: give each once.")
     return tuple(flags[k].name for k in keys), points
+
+
+def _held_out(found: Recipe, made: Experiment) -> None:
+    """Raise UserError for an experiment without a held-out loss, which a law would be of."""
+    from ..core import Phase
+
+    why = ""
+    if made.data.test is None:
+        why = "holds no data out, and returns of agents follow no such law"
+    elif not any(isinstance(turn, Phase) for turn in made.model.phases()):
+        why = "learns by a rule of its own and has no loss on held-out data, which a law would be of"
+    if why:
+        raise UserError(f"{found.name} {why}: `morphogen plan {found.name}` says what a run takes.")
 
 
 class _Grid:
@@ -242,11 +263,7 @@ class _Grid:
 
     def _check(self, tried: Sequence[Experiment]) -> None:
         for made in tried:
-            if made.data.test is None:
-                raise UserError(
-                    f"{self.found.name} holds no data out, and returns of agents follow no such law: `morphogen plan"
-                    f" {self.found.name}` says what a run takes."
-                )
+            _held_out(self.found, made)
         steps = [e.trainer.steps for e in tried]
         if len(set(steps)) < len(steps):
             raise UserError(
@@ -259,6 +276,27 @@ class _Grid:
             raise UserError(
                 f"A law is of what falls, and {self.wish} is better where it is larger: leave --metric out."
             )
+        if own is None or own.metric != self.metric:
+            self._known(tried[0])
+
+    def _known(self, made: Experiment) -> None:
+        """Raise UserError where the metric is none that is measured on held-out data: a batch of it tells."""
+        import torch
+
+        from ..heldout import HeldOut
+        from ..spec import arguments, call
+
+        own, test = made.trainer.heldout, made.data.test
+        assert test is not None
+        place = torch.device("cpu")
+        found: dict[str, float] = {}
+        for also in (None, own.also) if own is not None and own.also is not None else (None,):
+            dials = {} if own is None else arguments(own)
+            one = call(HeldOut, {**dials, "metric": self.metric, "limit": 1, "also": also})
+            found |= one.measure(made.model, test, self.seed, place)
+            if self.metric in found:
+                return
+        raise unknown("held-out metric", self.metric, found)
 
     def experiment(self, cell: Cell, trunk: bool = False) -> Experiment:
         """The run of a cell, or the trunk of its size, as it is trained."""

@@ -125,7 +125,8 @@ class Windows(Remembers):
     """`Items` of x (B, length): windows of a corpus, one every `stride` tokens (by default `length`: each token once).
 
     With a stride of 1 every window there is, as a language model is trained on; then there are none of another length,
-    unless the whole is shorter. Batches have lengths (B,) where the last window may be shorter.
+    unless the whole is shorter. Batches have lengths (B,) where the last window may be shorter, or documents have ends:
+    a window may hold several.
     """
 
     def __init__(self, corpus: Corpus, length: int, *, stride: int | None = None) -> None:
@@ -140,7 +141,7 @@ class Windows(Remembers):
         """Windows `index` (B,)."""
         tokens = self.corpus.row().tokens
         begin = index.cpu().numpy() * self.stride
-        if self.stride == 1 and len(tokens) >= self.length:
+        if self.stride == 1 and self.corpus.end is None and len(tokens) >= self.length:
             return {"x": _gathered(tokens, begin, self.length, None).to(index.device)}
         lengths = np.minimum(self.length, len(tokens) - begin)
         return _ragged(tokens, begin, lengths, self.length, index.device)

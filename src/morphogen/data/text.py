@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,17 @@ from .space import Picture, labels
 
 _PAPER, _INK, _LINE = (250, 250, 248), (40, 40, 48), (205, 205, 200)
 _WIDE, _TALL, _MOST = 88, 14, 24  # characters of a line, pixels between lines, lines of a sample that are shown
+
+
+@runtime_checkable
+class Spells(Protocol):
+    """Tokens that are of bytes where they are `exact`."""
+
+    exact: bool
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        """The bytes of tokens (n,), special ones left out."""
+        ...
 
 
 class Text(Remembers):
@@ -59,8 +70,10 @@ class Text(Remembers):
     unit = "character"
 
     def units(self, row: Tensor) -> int:
-        """How many characters are in the tokens (n,) of a row."""
-        return len(self.tokens.decode(self.whole(row)))
+        """How many characters are in the tokens (n,) of a row: of one that is cut, the piece with its first byte."""
+        if isinstance(self.tokens, Spells) and self.tokens.exact:
+            return sum(b & 0xC0 != 0x80 for b in self.tokens.decode_bytes(row.numpy()))  # others go on with one
+        return len(self.tokens.decode(row.numpy()))
 
     def cond(self, n: int, **wishes: Any) -> dict[str, Tensor]:
         """Conditions of n samples, as `Pictures.cond`."""

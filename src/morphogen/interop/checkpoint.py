@@ -25,6 +25,8 @@ from . import gpt2, llama
 from .names import Told
 
 KINDS: Mapping[str, ModuleType] = {gpt2.KIND: gpt2, llama.KIND: llama, llama.WINDOWED: llama}
+GENERATION = "generation_config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer.model",
     "added_tokens.json", "chat_template.jinja",
@@ -47,11 +49,6 @@ class Pretrained(NamedTuple):
         """The first symbol that ends a text."""
         return self.ends[0] if self.ends else None
 
-    @property
-    def begins(self) -> bool:
-        """Whether a prompt comes after what begins a sequence, as Llama's do; GPT-2's stand at the first place."""
-        return self.net.begin is not None and self.config["model_type"] != gpt2.KIND
-
 
 def read(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Pretrained:
     """The net of a folder, in evaluation mode. dtype: of the weights, whatever the file's.
@@ -73,11 +70,17 @@ def read(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
         raise UserError(f"{where} describes no net that can be made: {str(error)[:80]}.") from None
     _fill(net, _checked(kind.ours, _weights(folder), net, folder), dtype, device, folder)
     tokenizer = folder / TOKENIZER[0]
-    return Pretrained(net.eval(), config, _ends(config, where, net.codes), tokenizer if tokenizer.is_file() else None)
+    ends = _ends(config, where, net.codes)
+    file = folder / GENERATION
+    if file.is_file():  # which transformers goes by
+        ends = _ends(_json(file), repr(str(file)), net.codes) or ends
+    return Pretrained(net.eval(), config, ends, tokenizer if tokenizer.is_file() else None)
 
 
-def _ends(config: Mapping[str, Any], where: str, codes: int) -> tuple[int, ...]:
+def _ends(config: Any, where: str, codes: int) -> tuple[int, ...]:
     """The symbols that end a text, those of them that the alphabet has."""
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where} is no configuration: fetch the file again.")
     said = config.get("eos_token_id")
     every = said if isinstance(said, list) else [said]
     found = [Told({"eos_token_id": e}, where).symbol("eos_token_id", codes) for e in every]
@@ -90,7 +93,8 @@ def write(
     """Write a net as theirs, Llama's if its positions are rotary, else GPT-2's. The folder.
 
     end: the symbol that ends a text. tokenizer: a folder, or its tokenizer.json, whose tokenizer files come along.
-    A vector that begins sequences is no symbol, so it is not written: build the net with `begin`.
+    A vector that begins sequences is no symbol, so it is not written: build the net with `begin`. Weights that were
+    there, in one file or in several, and a generation_config.json, which would speak of another net, go.
     Raises UserError for a net that is neither's.
     """
     if not isinstance(net, CausalTransformer):
@@ -118,11 +122,14 @@ def write(
     config = kind.config_of(net, end) | {"dtype": str(net.embed.weight.dtype).removeprefix("torch.")}
     folder = Path(folder)
     disk.make(folder)
-    disk.write(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    disk.write(folder / SINGLE, save(state, metadata={"format": "pt"}))
     for file in files:
         if file.parent.resolve() != folder.resolve():
             disk.copy(file, folder / file.name)
     disk.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    (folder / GENERATION).unlink(missing_ok=True)
+    for old in [*folder.glob("model-*-of-*.safetensors"), folder / INDEX]:  # nobody reads them where SINGLE is
+        old.unlink(missing_ok=True)
     return folder
 
 
@@ -148,10 +155,10 @@ def _json(path: Path) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of the weights."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
+    """The files of the weights: where there is one with all, that is it, as for transformers."""
+    index = folder / INDEX
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return [folder / SINGLE]
     page = _json(index)
     names = page.get("weight_map") if isinstance(page, Mapping) else None
     if not isinstance(names, Mapping) or not names or not all(isinstance(n, str) and n for n in names.values()):

@@ -14,6 +14,7 @@ for which the one does not begin the other (it cuts what it strips, or adds a da
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -39,14 +40,26 @@ _OPEN, _SHUT = "\ue000", "\ue001"  # private characters: around the user's own t
 class Chat(Remembers):
     """A chat template.
 
-    template: in Jinja. names: further names that it is given, such as {"bos_token": "<s>"}. roles: who may speak.
-    Raises UserError for a template that cannot be read.
+    template: in Jinja. names: further names that it is given, such as {"bos_token": "<s>"}. roles: who may speak. date:
+    what day it is, such as "2026-11-27", for a template that writes it (`strftime_now`); no clock is read, so that the
+    same chat has the same tokens tomorrow. Raises UserError for a template that cannot be read, and for no date.
     """
 
     def __init__(
-        self, template: str = CHATML, names: Mapping[str, str] | None = None, *, roles: Sequence[str] = ROLES
+        self,
+        template: str = CHATML,
+        names: Mapping[str, str] | None = None,
+        *,
+        roles: Sequence[str] = ROLES,
+        date: str | None = None,
     ) -> None:
-        self.template, self.names, self.roles = template, dict(names or {}), tuple(roles)
+        self.template, self.names, self.roles, self.date = template, dict(names or {}), tuple(roles), date
+        self._given: dict[str, Any] = {**self.names}
+        if date is not None:
+            try:
+                self._given["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
+            except ValueError:
+                raise UserError(f'{date!r} is no date: give one such as "2026-11-27".') from None
         try:
             self._made = _inside().from_string(template)
         except Exception as error:  # Jinja's own, and of a template without end Python's: SyntaxError, MemoryError, …
@@ -61,11 +74,12 @@ class Chat(Remembers):
                 raise unknown(f"role (of message {i + 1})", str(m.get("role")), self.roles)
         given = [dict(m) for m in messages]
         try:
-            return str(self._made.render(messages=given, add_generation_prompt=ask, **self.names))
+            return str(self._made.render(messages=given, add_generation_prompt=ask, **self._given))
         except UserError:
             raise
         except Exception as error:  # of what it is given a template raises whatever it meets
-            raise UserError(f"The chat template does not take these messages ({_said(error)}).") from None
+            hint = ': give the day, date="2026-11-27"' if self.date is None and "strftime_now" in str(error) else ""
+            raise UserError(f"The chat template does not take these messages ({_said(error)}){hint}.") from None
 
     def replies(self, messages: Sequence[Message], *, who: str = "assistant") -> list[tuple[int, int]]:
         """Where in the text the model's own words are: (start, end) of each reply, with what ends it.
@@ -102,9 +116,9 @@ class Chat(Remembers):
         return np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0, np.int32), *learned])
 
 
-def published(config: str | Path) -> Chat:
+def published(config: str | Path, *, date: str | None = None) -> Chat:
     """The chat template of a checkpoint: of its folder or its tokenizer_config.json. A chat_template.jinja beside that
-    is the template, as for transformers. Raises UserError where there is none.
+    is the template, as for transformers. date: see `Chat`. Raises UserError where there is none.
     """
     path = Path(config)
     path = path / "tokenizer_config.json" if path.is_dir() else path
@@ -121,7 +135,7 @@ def published(config: str | Path) -> Chat:
         ) from None
     if not isinstance(template, str):
         raise UserError(f"{str(config)!r} holds several chat templates: give one, as Chat(template).")
-    return Chat(template, {k: v for k, v in names.items() if isinstance(v, str)})
+    return Chat(template, {k: v for k, v in names.items() if isinstance(v, str)}, date=date)
 
 
 def _quoted(chat: Chat, messages: Sequence[Message], ask: bool, text: str) -> list[tuple[int, int]]:

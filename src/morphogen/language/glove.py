@@ -67,8 +67,10 @@ class GloVe(Model):
 
     @torch.no_grad()
     def learn(self, batch: Batch) -> Loss:
-        """One step of AdaGrad; the mean of the weighted squares."""
+        """One step of AdaGrad; the mean of the weighted squares. Raises UserError for pairs that were never met."""
         pairs, count = batch["x"], batch["count"].to(self.table.dtype)
+        if not len(count) or not bool((count > 0).all()):
+            raise UserError("GloVe learns from pairs that were met: give one or more, each with a count above 0.")
         f, off = weight(count, self.x_max, self.alpha), self.log_count(pairs) - count.log()
         loss = everyone.mean((f * off.square()).mean())
         w, v = self.table[pairs[:, 0]], self.table[pairs[:, 1] + self.size]

@@ -16,7 +16,8 @@ Departures: special names inside a text are text. Bytes that are no UTF-8 have t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ class Subwords(Vocabulary):
         if name not in self._special:
             return super().special(name)
         return self._special[name]
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The special tokens that a published tokenizer puts before every text, such as Llama's <s>."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        begins = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:begins])
 
     def encode(self, text: str) -> Ids:
         if self.exact and not text.isascii():
@@ -159,7 +167,7 @@ def byte_bpe(
     trainer = library.trainers.BpeTrainer(
         vocab_size=size, min_frequency=least, special_tokens=list(names), initial_alphabet=BYTES, show_progress=False
     )
-    return _learned(_of_bytes(made), trainer, texts, Path(file))
+    return _learned(_of_bytes(made), trainer, _whole(texts), Path(file))
 
 
 def unigram(texts: Iterable[str], file: str | Path, *, size: int, specials: Sequence[str] = (END,)) -> Subwords:
@@ -170,7 +178,10 @@ def unigram(texts: Iterable[str], file: str | Path, *, size: int, specials: Sequ
     trainer = library.trainers.UnigramTrainer(
         vocab_size=size, special_tokens=list(names), initial_alphabet=BYTES, show_progress=False, unk_token=None
     )
-    return _learned(_of_bytes(made), trainer, texts, Path(file))
+    some = filter(None, _whole(texts))
+    if (first := next(some, None)) is None:
+        raise UserError("There is no text to learn tokens from: give some.")
+    return _learned(_of_bytes(made), trainer, chain((first,), some), Path(file))
 
 
 def wordpiece(
@@ -182,9 +193,10 @@ def wordpiece(
     lower: bool = True,
     least: int = 2,
 ) -> Subwords:
-    """Learn WordPiece as BERT has it, of about `size` tokens. lower: read text in lower case, without accents.
+    """Learn WordPiece as BERT has it, of `size` tokens at most. lower: read text in lower case, without accents.
 
-    Writes `file`. What has no pieces is "[UNK]", and spaces are not kept.
+    Writes `file`. What has no pieces is "[UNK]", and spaces are not kept. Raises UserError for a size without room for
+    all characters.
     """
     library, names = _library(), _named(specials)
     made = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
@@ -194,7 +206,13 @@ def wordpiece(
     trainer = library.trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=least, special_tokens=["[UNK]", *names], show_progress=False
     )
-    return _learned(made, trainer, texts, Path(file))
+    return _learned(made, trainer, _whole(texts), Path(file), most=size)
+
+
+def _whole(texts: Iterable[str]) -> Iterator[str]:
+    """Texts without what is half a surrogate pair, as a cut emoji of a JSON file leaves it: it is no UTF-8."""
+    for text in texts:
+        yield text if text.isascii() else text.encode("utf-8", "ignore").decode()
 
 
 def _of_bytes(made: Any) -> Any:
@@ -211,8 +229,10 @@ def _room(size: int, least: int) -> None:
         )
 
 
-def _learned(made: Any, trainer: Any, texts: Iterable[str], file: Path) -> Subwords:
+def _learned(made: Any, trainer: Any, texts: Iterable[str], file: Path, *, most: int | None = None) -> Subwords:
     made.train_from_iterator(texts, trainer)
+    if most is not None and (size := made.get_vocab_size()) > most:
+        raise UserError(f"{most} tokens have no room for all characters of these texts: give a size of {size} or more.")
     file.parent.mkdir(parents=True, exist_ok=True)
     write(file, made.to_str(pretty=True))
     return Subwords(Asset(file))

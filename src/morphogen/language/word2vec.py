@@ -77,7 +77,7 @@ class NegativeSampling(Remembers):
 
     def table(self, counts: Tensor) -> dict[str, Tensor]:
         """The law of negatives as sums (V,)."""
-        law = counts.double() ** self.power
+        law = torch.where(counts > 0, counts.double() ** self.power, 0.0)
         return {"rows": torch.tensor(len(counts)), "law": (law / law.sum()).cumsum(0)}
 
     def columns(self, held: Mapping[str, Tensor], target: Tensor, weight: Tensor, noise: Noise) -> Columns:
@@ -209,7 +209,8 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 class Word2Vec(Model):
     """Word vectors; `inner` (V, width) are the ones that are used. Batches: x (B, T), words of running text.
 
-    counts: how often each word of the vocabulary comes, (V,) or an `Asset` of such a .npy. steps: over which the rate
+    counts: how often each word of the vocabulary comes, (V,) or an `Asset` of such a .npy; one that counts 0, such as
+    what stands for unknown words, is taken out of the text, and its vector is 0. steps: over which the rate
     falls. window: words on either side, at most. alpha: the rate at first. subsample: t, above which a frequency makes
     a word be left out at times; None leaves none out. cap: pairs that may pull at a row in one step at full rate.
     """
@@ -236,14 +237,15 @@ class Word2Vec(Model):
         self.steps, self.width, self.window, self.alpha, self.cap = steps, width, window, alpha, cap
         self.predictor, self.output = predictor, output
         held = output.table(number)
-        self.register_buffer("inner", (torch.rand(len(number), width) - 0.5) / width)
+        inner, met = (torch.rand(len(number), width) - 0.5) / width, number > 0
+        self.register_buffer("inner", inner.masked_fill(~met[:, None], 0.0))
         self.register_buffer("outer", torch.zeros(int(held.pop("rows")), width))
         self._held = list(held)
         for name, value in held.items():
             self.register_buffer(name, value, persistent=False)
         f = number.double() / number.sum()
         keep = torch.ones_like(f) if subsample is None else (subsample / f).sqrt() + subsample / f
-        self.register_buffer("keep", keep.clamp(max=1), persistent=False)
+        self.register_buffer("keep", torch.where(met, keep.clamp(max=1), 0.0), persistent=False)
 
     inner: Tensor
     outer: Tensor
@@ -259,7 +261,9 @@ class Word2Vec(Model):
 
     @torch.no_grad()
     def learn(self, batch: Batch) -> Loss:
-        """Move the rows of the words that are met; the mean of −log-likelihood over the pairs."""
+        """Move the rows of the words that are met; the mean of −log-likelihood over the pairs. UserError for no row."""
+        if not len(batch["x"]):
+            raise UserError("Word2Vec learns from running text, and this batch has no row: give one or more.")
         noise = Noise(batch["key"])
         window = self._windows(batch["x"], batch.get("lengths"), noise)
         target, weight = self.predictor.targets(window)
@@ -320,6 +324,6 @@ def _counts(counts: Sequence[int] | Asset) -> Tensor:
         raise UserError(f"{where} holds no counts of words ({str(error)[:80]}): write them with numpy.save.") from None
     if not isinstance(held, np.ndarray) or held.dtype.kind not in "iu" or held.ndim != 1 or len(held) < 2:
         raise UserError("Word vectors need counts of 2 words or more, whole numbers (V,) in the words' order.")
-    if int(held.min()) < 1:
-        raise UserError("Word vectors need counts of 1 or more, and a word here has none: leave it out.")
+    if int(held.min()) < 0 or int((held > 0).sum()) < 2:
+        raise UserError("Word vectors need counts of 2 words or more that are met, and none below 0.")
     return torch.from_numpy(held.astype(np.int64))

@@ -113,7 +113,7 @@ class Causal(Net, ABC):
 
     def memory(self, room: int | None = None, slack: int = 0) -> Any:
         """An empty memory with room for so many symbols, which can go back by `slack` of them; None where a net needs
-        none to begin with.
+        none to begin with. Raises UserError for more symbols than it reads.
         """
         return None
 
@@ -213,8 +213,13 @@ class CausalTransformer(Causal):
 
     def memory(self, room: int | None = None, slack: int = 0) -> Memory:
         """See `Causal.memory`."""
-        most = (self.length if room is None else min(room, self.length)) + slack
-        return Memory(len(self.blocks), most, window=self.design.window, slack=slack)
+        room = self.length if room is None else room
+        if room > self.length:
+            raise UserError(
+                f"This net reads at most {self.length} symbols, and would have to read {room}: ask for fewer, or give a"
+                " shorter prompt."
+            )
+        return Memory(len(self.blocks), room + slack, window=self.design.window, slack=slack)
 
     def read(
         self, h: Float[Tensor, "b n {self.width}"], cond: Cond, memory: Memory | None, lengths: Tensor | None

@@ -42,13 +42,15 @@ def word_vectors(
 
     pattern = r"[^\W_]+(?:['’-][^\W_]+)*|<unk>"
     texts = TextFiles(data, held_out=0.05)
-    mark = hashlib.sha256(f"{texts.sha256} {least} {pattern}".encode()).hexdigest()[:16]
+    about = f"2 {texts.sha256} {least} {pattern}"  # 2: what stands for rarer words counts 0
+    mark = hashlib.sha256(about.encode()).hexdigest()[:16]
     learned = learn_words(
         texts.documents("train"), cache() / "words" / f"{mark}.txt", least=least, lower=True, pattern=pattern
     )
     words = Words(learned, lower=True, pattern=pattern)
     train, test = (Windows(Corpus(texts, words, part), 512) for part in ("train", "test"))
-    counts = np.bincount(train.corpus.row().tokens, minlength=words.size).clip(min=1)
+    counts = np.bincount(train.corpus.row().tokens, minlength=words.size)
+    counts[words.words.index(words.unknown)] = 0  # rarer words are taken out of the text
     file = cache() / "words" / f"{mark}.npy"
     keep(file, lambda opened: np.save(opened, counts, allow_pickle=False))
     steps = steps_of(epochs, len(train), batch)
