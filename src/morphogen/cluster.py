@@ -166,9 +166,13 @@ def train(
     with _connected(where) as ray, _Signals() as asked, _placed(ray, workers, order.gpu) as (ranks, place):
         reached, vain = -1, 0
         while True:
-            step = _started(ray, ranks, order, where)
-            reached, vain = max(step, reached), vain if step == reached else 0
-            ends = _followed(ray, ranks, hear, asked)
+            ends: dict[int, int | None]
+            try:
+                step = _started(ray, ranks, order, where)
+                reached, vain = max(step, reached), vain if step == reached else 0
+                ends = _followed(ray, ranks, hear, asked)
+            except _Gone as gone:  # before it could be started
+                ends = {gone.rank: None}
             lost = [r for r, end in sorted(ends.items()) if end is None or end < 0]
             if not lost or asked.signum:
                 return next((end for _, end in sorted(ends.items()) if end), 128 + asked.signum if lost else 0)
@@ -271,9 +275,33 @@ def _placed(ray: Any, workers: int, gpu: bool | None) -> Iterator[tuple[list[Any
         remove_placement_group(group)
 
 
+class _Gone(Exception):
+    """The actor of a rank is gone."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank)
+        self.rank = rank
+
+
+def _answers(ray: Any, asked: Sequence[Any]) -> list[Any]:
+    """What ranks 0, 1, … answer. Raises `_Gone`, and UserError where one has no place to answer from."""
+    answers, until = [], time.monotonic() + ROOM
+    for rank, answer in enumerate(asked):
+        try:
+            answers.append(ray.get(answer, timeout=max(0.0, until - time.monotonic())))
+        except ray.exceptions.RayActorError:
+            raise _Gone(rank) from None
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"The cluster has no room for worker {rank}, or it does not answer for {ROOM:.0f} s: give fewer"
+                " (--devices), or wait; the same command goes on."
+            ) from None
+    return answers
+
+
 def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) -> int:
-    """Start the order on every rank, once all fit together; the newest step of its run."""
-    about = ray.get([actor.about.remote() for actor in ranks])
+    """Start the order on every rank, once all fit together; the newest step of its run. Raises `_Gone`."""
+    about = _answers(ray, [actor.about.remote() for actor in ranks])
     for node in about:
         if node["auth"] != "token":
             raise UserError(
@@ -289,9 +317,9 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
 
     run, name = str(order.run), f".seen-{secrets.token_hex(8)}"
     try:
-        step = ray.get(ranks[0].leave.remote(run, name))
-        seen = ray.get([actor.sees.remote(run, name) for actor in ranks])
-        ray.get(ranks[0].clear.remote(run, name))
+        (step,) = _answers(ray, [ranks[0].leave.remote(run, name)])
+        seen = _answers(ray, [actor.sees.remote(run, name) for actor in ranks])
+        _answers(ray, [ranks[0].clear.remote(run, name)])
     except ray.exceptions.RayTaskError as error:
         raise UserError(
             f"The node {about[0]['node']} cannot write {run!r} ({error.cause}): name another --run."
@@ -309,7 +337,7 @@ def _started(ray: Any, ranks: Sequence[Any], order: Order, where: str | None) ->
         actor.start.remote(given, shared | {"RANK": str(rank), "LOCAL_RANK": "0"})  # its only GPU is its first
         for rank, actor in enumerate(ranks)
     ]
-    ray.get(starting)
+    _answers(ray, starting)
     return int(step)
 
 

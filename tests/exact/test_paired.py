@@ -230,6 +230,33 @@ def test_partners_are_found_by_name_whatever_their_ending_and_part(folders: Path
     assert total == 40
 
 
+@pytest.mark.parametrize("name", ["p7", "p39"])
+def test_a_pair_of_which_one_is_bad_is_left_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        for i in range(120):
+            Image.new("L", (8, 8), 2 * i + (folder == "b")).save(tmp_path / folder / f"p{i}.png")
+    whole = sum(len(Matched(albums(tmp_path / "a"), target)) for target in albums(tmp_path / "b"))
+    assert whole == 120
+    for folder in "ab":
+        (tmp_path / folder / f"{name}.png").write_bytes(b"broken")
+        capsys.readouterr()
+        total = 0
+        for target in albums(tmp_path / "b"):
+            items = Matched(albums(tmp_path / "a"), target)
+            batch = items.take(torch.arange(len(items)))
+            a, b = (((t[:, 0, 0, 0] + 1) * 127.5).round() for t in (batch["cond"]["source"], batch["x"]))
+            assert torch.equal(a + 1, b)
+            total += len(items)
+        assert total == 119
+        Image.new("L", (8, 8), 2 * int(name[1:])).save(tmp_path / folder / f"{name}.png")  # for b, a is whole again
+        said = f"Pairs left out, as their sources are bad: 1 ('{name}')." in capsys.readouterr().err
+        assert said == (folder == "a")
+
+
 def test_who_has_no_partner_is_named(folders: Path) -> None:
     with pytest.raises(UserError, match=r"'other' in .* has no partner"):
         len(Matched(albums(folders / "a"), albums(folders / "c")[0]))

@@ -299,3 +299,8 @@ def never() -> mg.Experiment:
 def good() -> mg.Experiment:
     """Goes well, and measures nothing."""
     return _points("good")
+
+
+def opens() -> mg.Experiment:
+    """Opens a file of its own that is not there."""
+    return _made(Mean(), (HERE / "gone.txt").open())

@@ -47,7 +47,7 @@ from PIL import Image
 import morphogen as mg
 from morphogen import checkpoint, posthoc
 from morphogen.checkpoint import Checkpoints, Damaged
-from morphogen.data import Shuffled, Tensors, album, decode, files, items, listing
+from morphogen.data import Shuffled, Tensors, album, decode, files, items, said
 from morphogen.data.decode import Bad
 from morphogen.errors import UserError
 from morphogen.experiment import read_spec
@@ -431,10 +431,9 @@ def _reads_table(w: World, rng: random.Random) -> None:
     path = w.folder / f"table{suffix}"
     path.write_bytes(spoil(raw, rng, [r for _, r in w.tables]))
     names = ["a/0.png", "b/1.jpg"]
-    said = listing._table(files.opened(w.folder / "run"), dict.fromkeys(names, 1), path, names)
-    if said:
-        listing._classes(said)
-        listing._conditions(said)
+    told, _ = said.told(files.opened(w.folder / "run"), dict.fromkeys(names, 1), names, path)
+    said.classes_of(told)
+    said.conditions_of(told)
 
 
 def _reads_index(w: World, rng: random.Random) -> None:

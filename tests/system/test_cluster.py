@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -138,6 +142,81 @@ def test_what_a_cluster_needs_is_said(
     with pytest.raises(UserError) as error:
         cluster.train(on, 1, NEVER, lambda *_: None, lambda _: None)
     assert said.replace("Ray by", "which is not installed: pip install 'morphogen[cluster]'") in str(error.value)
+
+
+class Cluster:
+    """What `cluster.train` sees of Ray. Actors carry out calls at once, `fate` first: it may raise."""
+
+    def __init__(self, fate: Callable[[int, str], None]) -> None:
+        kinds = ("RayActorError", "RayTaskError", "GetTimeoutError")
+        self.exceptions = SimpleNamespace(**{kind: type(kind, (Exception,), {}) for kind in kinds})
+        self.fate, self.placed = fate, list[int]()
+
+    def get(self, answer: Callable[[], Any], timeout: float | None = None) -> Any:
+        assert timeout is not None or "hear" in answer.__name__
+        return answer()
+
+    def wait(self, answers: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return answers[:num_returns], answers[num_returns:]
+
+    def place(self, rank: int) -> Any:
+        self.placed.append(rank)
+        about = {"node": "here", "port": 1, "version": cluster.__version__, "auth": "token"}
+        told = {"about": about, "leave": 7, "sees": True, "clear": None, "start": None, "hear": ([], 0)}
+
+        def method(name: str) -> Any:
+            def answer() -> Any:
+                self.fate(rank, name)
+                return told[name]
+
+            answer.__name__ = name
+            return SimpleNamespace(remote=lambda *_: answer)
+
+        return SimpleNamespace(**{name: method(name) for name in told})
+
+
+def trained_on(stub: Cluster, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    @contextlib.contextmanager
+    def placed(*_: Any) -> Iterator[Any]:
+        yield [stub.place(0), stub.place(1)], stub.place
+
+    monkeypatch.setattr(cluster, "_connected", lambda _: contextlib.nullcontext(stub))
+    monkeypatch.setattr(cluster, "_placed", placed)
+    said: list[str] = []
+    return cluster.train("ray", 2, NEVER, lambda *_: None, said.append), said
+
+
+@pytest.mark.parametrize("call", ["about", "leave", "sees", "clear", "start"])
+def test_an_actor_that_dies_before_its_process_is_started_is_replaced(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = 0 if call in ("leave", "clear") else 1  # these are asked of the first alone
+    deaths = iter([True])
+
+    def fate(rank: int, name: str) -> None:
+        if (rank, name) == (dead, call) and next(deaths, False):
+            raise stub.exceptions.RayActorError
+
+    stub = Cluster(fate)
+    status, said = trained_on(stub, monkeypatch)
+    assert status == 0
+    assert said == [f"Worker {dead} of 2 was lost (its node or its actor is gone): replacing it."]
+    assert stub.placed == [0, 1, dead]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [("RayActorError", "3rd time"), ("GetTimeoutError", "no room for worker 1")]
+)
+def test_a_worker_that_has_no_place_is_not_waited_for_for_ever(
+    error: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fate(rank: int, name: str) -> None:
+        if (rank, name) == (1, "about"):
+            raise getattr(stub.exceptions, error)
+
+    stub = Cluster(fate)
+    with pytest.raises(UserError, match=said):
+        trained_on(stub, monkeypatch)
 
 
 def test_the_command_line_says_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -189,13 +189,42 @@ def test_restored_items_are_nearer_to_what_they_were(
 
 def test_own_pictures_are_restored(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = told(made, capsys, "restore told --pictures @wide.png --mask @mask.png --steps 5 --out @whole")
-    assert answer["files"] == [str(made / "whole" / "00000.png")]
-    with Image.open(made / "whole" / "00000.png") as picture:
+    assert answer["files"] == [str(made / "whole" / "wide.png")]
+    with Image.open(made / "whole" / "wide.png") as picture:
         pixels = np.asarray(picture)
     assert (pixels[[0, 1, 4, 5, 6, 7]] == 200).all()  # what was intact
     assert not (pixels[2:4] == 200).all()
     assert "projection" in told(made, capsys, "restore plane --pictures @wide.png")["how"]
     assert "fit" in told(made, capsys, "restore plane --pictures @wide.png --damage blur --strength 1 --steps 3")["how"]
+
+
+def test_own_pictures_may_be_a_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / "mine").mkdir()
+    for name in ("b", "a"):
+        shutil.copyfile(made / "wide.png", made / "mine" / f"{name}.png")
+    (made / "void").mkdir()
+    for name in ("mine", "void"):
+        (made / name / "notes.txt").write_text("no picture")
+    answer = told(made, capsys, "restore plane --pictures @mine @wide.png --out @mended")
+    assert answer["files"] == [str(made / "mended" / f"{name}.png") for name in ("a", "b", "wide")]
+    assert told(made, capsys, "reconstruct plane --pictures @mine @wide.png")["worst"] != [0]
+    for verb in ("restore", "reconstruct"):
+        words = [verb, str(made / "plane"), "--with", str(made / "tiny.py"), "--pictures", str(made / "void")]
+        assert main(words) == 2
+        assert "There is no PNG" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_work(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file lies where the folder is to be."""
+    monkeypatch.setattr("morphogen.latent.restore.projected", None)
+    monkeypatch.setattr("morphogen.latent.reconstruct.reconstruct", None)
+    (made / "taken").write_text("")
+    for verb, out in (("restore", "taken/in"), ("restore", "taken/x.png"), ("reconstruct", "taken/x.png")):
+        words = [verb, str(made / "plane"), "--with", str(made / "tiny.py"), "--pictures", str(made / "wide.png")]
+        assert main([*words, "--out", str(made / out)]) == 2
+        assert str(made / "taken") in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from morphogen.cli import main
@@ -98,6 +99,10 @@ def _bad_files(tmp: Path) -> None:
     (tmp / "loop").symlink_to(tmp / "loop")
     for name in ("diskfull.png", "diskfull.npy"):
         (tmp / name).symlink_to("/dev/full")
+    for name in ("lone", "captions", "halves/train", "halves/test", "halves/extra"):
+        (tmp / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp / name / "0.png")
+    (tmp / "captions" / "0.txt").symlink_to("nowhere")
     (tmp / "sets").mkdir()
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (tmp / "sets" / name).write_bytes(b"\x00\x00\x08\x03\x00\x00")

@@ -380,6 +380,54 @@ def test_parts(tmp_path):
         data.index(fill(given, {"test/a/4.png": WHOLE}))
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "val"), ("training", "Testing")])
+def test_parts_are_known_however_they_are_written(train, test, tmp_path):
+    contents = {f"{part}/{c}/{i}.png": WHOLE for part in (train, test) for c in "ab" for i in range(2)}
+    found = listing.read(data.index(fill(tmp_path / "p", contents)))
+    assert found.classes == ("a", "b")
+    assert [e.part for e in found.entries] == ["train" if e.name.startswith(train) else "test" for e in found.entries]
+
+
+@pytest.mark.parametrize("extra", ["extra/a/0.png", "0.png"])
+def test_what_lies_beside_both_parts_is_named(extra, tmp_path):
+    contents = {f"x/{part}/{c}/0.png": WHOLE for part in ("train", "test") for c in "ab"}
+    name = extra.partition("/")[0]
+    with pytest.raises(UserError, match=rf"'x/{name}' lies beside train and test"):
+        data.index(fill(tmp_path / "p", {**contents, f"x/{extra}": WHOLE}))
+    (tmp_path / "p" / "x" / extra).unlink()
+    assert listing.read(data.index(tmp_path / "p")).classes == ("a", "b")
+
+
+def test_what_is_not_read_is_told(tmp_path, capsys):
+    contents = {**many(3), **{f"{i}.gif": b"" for i in range(50)}, **{f"{i}.BMP": b"" for i in range(20)}}
+    folder = fill(tmp_path / "p", contents)
+    data.index(folder)
+    assert f"Not read of {str(folder)!r}: 70 other files (.gif 50, .bmp 20).\n" in capsys.readouterr().err
+    names = "".join(f"{i:03d}.png,x\n" for i in range(3))
+    fill(folder, {"labels.csv": f"file_name,label\n{names}", "000.txt": "a", "001.txt": "b", "002.txt": "c"})
+    data.index(folder)
+    err = capsys.readouterr().err
+    assert "71 other files (.gif 50, .bmp 20, .csv 1): 'labels.csv' is one where it is named as the table, or" in err
+    data.index(folder, table=folder / "labels.csv")
+    assert "73 other files (.gif 50, .bmp 20, .txt 3).\n" in capsys.readouterr().err  # the table has said all
+    (folder / "labels.csv").rename(folder / "Metadata.CSV")
+    assert listing.read(data.index(folder)).classes == ("x",)
+    clean = fill(tmp_path / "q", {**many(1), ".hidden": ""})
+    capsys.readouterr()
+    data.index(clean)
+    assert "Not read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["", "cats/"])
+def test_pictures_beside_a_shard_are_not_passed_over(where, tmp_path):
+    folder = fill(tmp_path / "p", many(3, where))
+    tarred(folder / "old.tar", {"old/0.png": WHOLE})
+    with pytest.raises(UserError, match=rf"holds the shard 'old.tar' and pictures such as '{where}00\d.png' beside"):
+        data.index(folder)
+    (folder / "old.tar").unlink()
+    assert len(names(folder)) == 3
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_pictures_are_trained_on(n, tmp_path):
     folder = fill(tmp_path / "p", many(n))
@@ -389,7 +437,7 @@ def test_few_pictures_are_trained_on(n, tmp_path):
     assert items.take(torch.tensor([0]))["cond"] == {}
     rest = opened(folder, "test")
     assert len(items) + len(rest) == n
-    assert rest.holds("test") == (len(rest) > 0)
+    assert rest.holds("test") == len(rest)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -424,6 +472,37 @@ def test_tables_say_labels_captions_and_conditions(tmp_path, capsys):
     assert items.captions[by_name["sub/b.png"]] == 'ein "Hund"'
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "File_Name,Label, age \na.png, x,3\nsub/b.png,y ,4\n",
+        "file_name;label;age\na.png;x;3\nsub/b.png;y;4\n",
+        "file_name\tlabel\tage\na.png\tx\t3\nsub/b.png\ty\t4\n",
+        ",file,label,age\n0,a.png,x,3\n1,sub/b.png,y,4\n",
+        "file_name,label,age\n./a.png,x,3\nsub\\b.png,y,4\n",
+        "file_name,label,age,mass\r\n\r\na.png,x,3,1e300\r\nsub//b.png,y,4,1\r\n",
+    ],
+)
+def test_tables_as_other_programs_write_them(table, tmp_path):
+    folder = fill(tmp_path / "p", {"a.png": WHOLE, "sub/b.png": WHOLE, "metadata.csv": table})
+    found = listing.read(data.index(folder))
+    assert found.classes == ("x", "y")
+    assert found.conditions == ("age",)
+    assert [(e.label, e.cond) for e in found.entries] == [(0, {"age": 3.0}), (1, {"age": 4.0})]
+    (folder / "metadata.csv").rename(tmp_path / "t.tsv")
+    assert listing.read(data.index(folder, table=tmp_path / "t.tsv")) == found
+
+
+def test_a_condition_is_finite_in_single_precision(tmp_path, capsys):
+    table = "file_name,mass,year\na.png,1e39,3.4e38\nb.png,1,-3.4e38\n"
+    folder = fill(tmp_path / "p", {"a.png": WHOLE, "b.png": WHOLE, "metadata.csv": table})
+    listed = data.index(folder)
+    assert "'mass' is left out: for 'a.png' it is '1e39'" in capsys.readouterr().err
+    cond = data.Album(folder, listed, size=(9, 9)).read()["cond"]
+    assert set(cond) == {"year"}
+    assert cond["year"].isfinite().all()
+
+
 def test_mistakes_in_tables_are_one_sentence(tmp_path):
     pictures = {"a.png": WHOLE, "b.png": WHOLE}
     for i, (contents, words) in enumerate(
@@ -432,7 +511,11 @@ def test_mistakes_in_tables_are_one_sentence(tmp_path):
             ({"metadata.csv": "file_name,label\na.png,x\nb.pgn,y\n"}, r"line 3 .* did you mean 'b.png'"),
             ({"metadata.csv": "file_name,label\na.png,x\na.png,y\n"}, r"two lines of 'a.png', the second is 3"),
             ({"metadata.csv": "file_name,label\na.png\nb.png,y\n"}, r"Line 2 .* not as many fields"),
-            ({"metadata.csv": "name,label\na.png,x\n"}, r"no file_name"),
+            ({"metadata.csv": "image,label\na.png,x\n"}, r"Line 2 .* no file_name \(it has 'image', 'label'\)"),
+            ({"metadata.csv": "file_name,label\n ,x\n"}, r"Line 2 .* no file_name"),
+            ({"metadata.csv": "file_name,label,Label\na.png,x,y\n"}, "two columns of the label"),
+            ({"metadata.jsonl": '{"file_name": "a.png", "text": "x", "caption": "y"}'}, "Line 1 .* of the caption"),
+            ({"metadata.csv": 'file_name,label\na.png,"' + "x" * 140_000}, "no CSV"),
             ({"metadata.csv": "file_name,label\na.png,x\nb.png,\n"}, r"'a.png' has a label and 'b.png' has none"),
             ({"metadata.csv": b"file_name,label\n\xff\xfe,x\n"}, "not UTF-8"),
             ({"metadata.jsonl": "{}\n[]"}, r"Line 1 .* no file_name"),
@@ -448,6 +531,22 @@ def test_mistakes_in_tables_are_one_sentence(tmp_path):
         assert "\n" not in str(said.value)
     with pytest.raises(UserError, match="does not exist"):
         data.index(tmp_path / "0", table=tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.cls", "a.json", "metadata.csv"])
+def test_a_file_beside_pictures_that_cannot_be_read_is_named(name, tmp_path):
+    folder = fill(tmp_path / "p", {"a.png": WHOLE})
+    (folder / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"'{name}' in .* but it is a link that leads nowhere"):
+        data.index(folder)
+    path = zipped(tmp_path / "p.zip", {"a.png": WHOLE})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, "caption")
+    damaged = path.read_bytes()
+    at = damaged.rindex(b"caption")
+    path.write_bytes(damaged[:at] + b"C" + damaged[at + 1 :])
+    with pytest.raises(UserError, match=rf"'{name}' in .* but it cannot be unpacked"):
+        data.index(path)
 
 
 # ---- archives ------------------------------------------------------------------------------------------------------
@@ -837,6 +936,35 @@ def test_ranks_have_the_same_bucket_and_together_the_batch(tmp_path):
         data.Buckets([])
 
 
+def test_an_empty_bucket_has_no_turn(tmp_path):
+    """Of square pictures alone: the batches are those of their bucket, on ranks and after a restore too."""
+    folder = fill(tmp_path / "p", many(30))
+    listed = data.index(folder)
+    albums = [data.Album(folder, listed, size=s, among=SHAPES) for s in SHAPES[::-1]]
+    assert [len(a) > 0 for a in albums] == [False, False, True]
+
+    def made(rank: int = 0, ranks: int = 1) -> data.Buckets:
+        source = data.Buckets([data.Shuffled(a, 4) for a in albums])
+        source.start(Place(rank, ranks, seed=1))
+        return source
+
+    alone = data.Shuffled(albums[2], 4)
+    alone.start(Place(seed=1))
+    whole, parts = made(), [made(r, 2) for r in range(2)]
+    for _ in range(20):
+        state = json.loads(json.dumps(whole.state()))
+        batch = whole.next(None, {})
+        assert batch["x"].equal(alone.next()["x"])
+        assert torch.cat([p.next(None, {})["x"] for p in parts]).equal(batch["x"])
+        again = data.Buckets([data.Shuffled(a, 4) for a in albums])
+        again.restore(state)  # without a start, it is at seed 0
+        fresh = made()
+        fresh.restore(state)
+        assert fresh.next(None, {})["x"].equal(batch["x"])
+    with pytest.raises(UserError, match="none of 2 buckets"):
+        data.Buckets([data.Shuffled(a, 4) for a in albums[:2]]).next(None, {})
+
+
 def test_crops_lie_everywhere_and_follow_their_keys():
     from morphogen.core import Noise
 
@@ -853,6 +981,68 @@ def test_crops_lie_everywhere_and_follow_their_keys():
         with pytest.raises(UserError):
             make()
     assert permutation(3, 0, 0).shape == (3,)
+
+
+# ---- a look at them --------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_looked_at_before_a_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        f"{c}/{i:03d}.png": encoded(np.full((20 + i, 30, 3), 90 * k, np.uint8))
+        for k, c in enumerate("ab")
+        for i in range(30)
+    }
+    fill(
+        tmp_path / "my pets",
+        {**contents, "b/bad.png": b"x", "b/cut.png": encoded(pixels(3, 25, 25))[:200], "b/a.gif": b""},
+    )
+    assert main(["data", "show", "my pets", "--columns", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    page = json.loads(out.splitlines()[-1])
+    assert "Not read of 'my pets': 1 other files (.gif 1)." in err
+    held = sum(e.part == "test" for e in listing.read(data.index("my pets")).entries if e.name in contents)
+    assert page["classes"] == {"a": 30, "b": 31}  # the damaged one is no row's, and was not decoded
+    assert page["counts"]["test"] in (held, held + 1)
+    assert (page["smallest"], page["largest"]) == ([20, 30], [49, 30])
+    assert page["bad"] == {"b/bad.png": "it is no PNG, JPEG or WebP"}
+    with Image.open("my pets.png") as sheet:
+        across, down = 64 + 4, 64 + 14 + 4
+        assert sheet.size == (4 + 3 * across, 4 + 2 * down)
+        assert [sheet.getpixel((4 + 32, 4 + 32 + r * down)) for r in range(2)] == [(0, 0, 0), (90, 90, 90)]
+    capsys.readouterr()
+    assert main(["data", "show", "my pets", "--columns", "40", "--out", "wide.png"]) == 0
+    said = capsys.readouterr().out
+    assert "a 30, b 30" in said
+    assert "'b/cut.png' (it is damaged" in said
+    assert "morphogen train pictures-diffusion --data 'my pets'" in said
+    with Image.open("wide.png") as sheet:
+        assert sheet.width == 4 + 40 * across
+    monkeypatch.chdir(tmp_path / "my pets")
+    assert main(["data", "show", "."]) == 2
+    assert "among the pictures themselves" in capsys.readouterr().err
+    assert not Path("my pets.png").exists()
+
+
+def test_pictures_without_classes_are_looked_at_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{i:03d}.png,a thing,{i}\n" for i in range(5))
+    (tmp_path / "t.csv").write_text("file_name,caption,age\n" + rows)
+    path = zipped(tmp_path / "p.zip", many(5))
+    assert main(["data", "show", str(path), "--table", "t.csv", "--columns", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "also said captions, age" in said
+    assert "--table t.csv" in said
+    with Image.open("p.png") as sheet:
+        assert sheet.height == 4 + 3 * (64 + 14 + 4)
+    for words, answer in (
+        ([str(path), "--columns", "0"], "0 columns"),
+        (["./nothing"], "There is no folder"),
+        (["digits", "--table", "t.csv"], "--table is of pictures"),
+        ([str(zipped(tmp_path / "b.zip", {"a.png": b""}))], "'a.png' (it is empty)"),
+    ):
+        assert main(["data", "show", *words]) == 2
+        assert answer in capsys.readouterr().err.splitlines()[-1]
 
 
 # ---- the recipe ----------------------------------------------------------------------------------------------------

@@ -84,6 +84,35 @@ def test_ones_own_pictures_become_files_of_their_names(made: Path, capsys: pytes
     assert page["command"].startswith("morphogen translate")
 
 
+def test_without_a_folder_no_more_is_made_than_is_shown(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = made / "a" / "train"
+    assert told(capsys, "translate", made / "pairs", "--from", own, "--n", "2")["n"] == 2
+    with Image.open(made / "pairs" / "translated.png") as sheet:
+        width = sheet.width
+    assert told(capsys, "translate", made / "pairs", "--from", own, "--n", "2", "--out", made / "all")["n"] == 6
+    with Image.open(made / "pairs" / "translated.png") as sheet:
+        assert sheet.width == width
+    assert len(list((made / "all").iterdir())) == 6
+
+
+def test_a_sheet_has_a_largest_width(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphogen.cli.translate._SHOWN", 1)
+    assert told(capsys, "translate", made / "pairs", "--n", "2", "--out", made / "narrow")["n"] == 2
+    with Image.open(made / "pairs" / "translated.png") as sheet:
+        assert sheet.width == 4 + 4 + 64 + 4 + 4
+    assert sorted(p.name for p in (made / "narrow").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_work(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphogen.metrics.translation.translated", None)
+    for out in ("in", "x.png"):
+        assert "wide.png" in refused(capsys, "translate", made / "pairs", "--out", made / "wide.png" / out)
+
+
 def test_held_out_pictures_are_shown_with_their_truth(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, rows in (("pairs", 3), ("kinds", 2)):  # of kinds without pairs there is no truth
         answer = told(capsys, "translate", made / run, "--n", "2", "--out", made / f"{run}.png")
@@ -117,7 +146,8 @@ def test_mistakes_are_sentences(made: Path, capsys: pytest.CaptureFixture[str]) 
     (made / "empty").mkdir(exist_ok=True)
     assert "There is no PNG" in refused(capsys, "translate", made / "pairs", "--from", made / "empty")
     twice = (made / "a" / "test" / "s0.png", made / "b" / "test" / "s0.webp")
-    assert "called 's0'" in refused(capsys, "translate", made / "pairs", "--from", *twice)
+    assert "called 's0'" in refused(capsys, "translate", made / "pairs", "--from", *twice, "--out", made / "both")
+    assert not (made / "both").exists()
     reader = made / "reader"
     assert main(["train", "digits-classifier", "--run", str(reader), "--epochs", "1", "--width", "4"]) == 0
     assert "makes no pictures of others" in refused(capsys, "translate", reader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +134,37 @@ def picture(space: Pictures, path: Path, note: Any = lambda text: None) -> Tenso
     return torch.from_numpy(pixels.copy()).to(torch.get_default_dtype()) / 127.5 - 1
 
 
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that are named, and those in folders that are. UserError where a folder has none."""
+    from ..data.decode import SUFFIXES
+
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"There is no PNG, JPEG or WebP picture in {str(path)!r}: name the folder of yours.")
+        found += inside
+    return found
+
+
+def stems(files: Sequence[Path]) -> list[str]:
+    """Names for what is made of each. UserError where two are alike."""
+    names = [f.stem for f in files]
+    if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+        raise UserError(f"Two of the pictures are called {twice!r}: rename one, or give them one at a time.")
+    return names
+
+
+def read_pictures(space: Pictures, files: Sequence[Path], note: Any) -> Tensor:
+    """x (B, C, H, W) of files of the user's, each as `picture` has it."""
+    import torch
+
+    return torch.stack([picture(space, file, note) for file in files])
+
+
 def conditions(run: Run, n: int, label: Sequence[str]) -> Cond | None:
     """Conditions of n things from the words of --label; None where there are none."""
     if not label:
@@ -176,6 +208,11 @@ class Page:
 
         head = f"{self.run.path}, step {self.run.step}"
         return f"{head}:\n\n{measured({k: m._asdict() for k, m in self.measures.items()})}"
+
+
+def ready(path: Path) -> None:
+    """Make the folder that is to be written, or that of a file: before the work, which would be lost otherwise."""
+    (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
 
 
 def save(picture: Any, path: Path) -> Path:

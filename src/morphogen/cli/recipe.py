@@ -158,6 +158,8 @@ class _own_code:
             return
         if out_of_memory(error):
             return
+        if isinstance(error, OSError) and error.errno is not None and own_fault(error) is None:
+            return  # of the system, met in this package: the recipe is not to blame
         raise UserError(f"{place(error, self.path)}: {said(error)} (--debug shows the traceback).") from error
 
 

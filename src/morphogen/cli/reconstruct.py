@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..errors import UserError
 from . import recipe as recipes
-from .codec import Page, codec_run, conditions, held_out, picture, pictures_space, save, some
+from .codec import Page, codec_run, conditions, held_out, pictures_in, pictures_space, read_pictures, ready, save, some
 from .context import Context, data_root
 from .data import picture_path
 
@@ -35,10 +35,10 @@ def reconstruct(
     """Encode and decode held-out items or your own pictures: sheets beside the originals, the error, the worst ones.
 
     run: the folder of the run, of a codec. n: how many held-out items to measure, -1 for all. show: how many originals
-    with their reconstructions, and as many of the worst, to draw. pictures: files of yours instead of held-out items.
-    label: their classes, in turn, for a codec that is told classes. space: of a GAN, which is inverted, a second or so
-    for each picture: z, or of styles w or w+ (default: z). extractor: the run of a classifier whose features are
-    compared beside the pixels in inverting. seed: which items, after a shuffle.
+    with their reconstructions, and as many of the worst, to draw. pictures: files of yours, or folders of them, instead
+    of held-out items. label: their classes, in turn, for a codec that is told classes. space: of a GAN, which is
+    inverted, a second or so for each picture: z, or of styles w or w+ (default: z). extractor: the run of a classifier
+    whose features are compared beside the pixels in inverting. seed: which items, after a shuffle.
     out: the picture to write (default: reconstructed.png in the run). checkpoint: newest, best or a step. ema: which
     averaged weights, by decay or length, or live (default: the run's first average). device: cpu, cuda, ….
     data_root: the folder that holds the data sets. with_: files that define classes of yours which the run uses.
@@ -47,7 +47,8 @@ def reconstruct(
     picture_path(path)
     if show < 1:
         raise UserError(f"--show {show} draws nothing: take 1 or more.")
-    if label and not pictures:
+    files = pictures_in(pictures)
+    if label and not files:
         raise UserError("--label names the classes of --pictures, and held-out items have their own: leave it out.")
     import torch
 
@@ -62,11 +63,12 @@ def reconstruct(
         loaded = codec_run(context, run, checkpoint, ema, device, modules, space=space, extractor=extractor)
         drawn = pictures_space(loaded, "a sheet shows pictures: measure its likelihood with `morphogen evaluate`")
         page = Page(context, loaded, seed)
-        if pictures:
-            x = torch.stack([picture(drawn, p, context.tell.note) for p in pictures])
+        if files:
+            x = read_pictures(drawn, files, context.tell.note)
             cond, place = conditions(loaded, len(x), label), torch.arange(len(x))
         else:
             x, cond, place = some(held_out(loaded), n, seed)
+    ready(path)
     where, made, errors = loaded.device, [], []
     with context.tell.progress("item", len(x)) as told:
         for rows in torch.arange(len(x)).split(250):
@@ -76,7 +78,7 @@ def reconstruct(
             errors.append(found.error.cpu())
             told(int(rows[-1]) + 1)
     y, error = torch.cat(made), torch.cat(errors)
-    what = "pictures" if pictures else "held-out items"
+    what = "pictures" if files else "held-out items"
     page.measures["error"] = mean_of(error, f"mean squared error of {what}, pixels in [-1, 1], normal interval")
     page.measures["PSNR"] = mean_of(psnr(y, x, cell=2 / (drawn.levels - 1)), f"dB, mean over {what}, normal interval")
     first, worst = torch.arange(min(show, len(x))), error.argsort(descending=True)[:show]
@@ -84,6 +86,6 @@ def reconstruct(
     for rows, caption in ((first, "originals above reconstructions"), (worst, "the worst")):
         blocks.append(drawn.show(torch.cat((x[rows], y[rows])), len(rows)))
         captions.append(caption)
-    files = [save(grid(blocks[: 2 if len(x) > 1 else 1], 1, captions[: 2 if len(x) > 1 else 1]), path)]
-    fields = page.write("reconstruct", files, {"worst": place[worst].tolist()})
+    written = [save(grid(blocks[: 2 if len(x) > 1 else 1], 1, captions[: 2 if len(x) > 1 else 1]), path)]
+    fields = page.write("reconstruct", written, {"worst": place[worst].tolist()})
     context.tell.answer("reconstructed", fields, f"{page.told()}\n\n  sheet  {path}")

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 from . import recipe as recipes
-from .codec import Page, codec_run, conditions, held_out, picture, pictures_space, save, some
+from .codec import (
+    Page,
+    codec_run,
+    conditions,
+    held_out,
+    picture,
+    pictures_in,
+    pictures_space,
+    read_pictures,
+    ready,
+    save,
+    some,
+    stems,
+)
 from .context import Context, data_root
 from .data import picture_path
 
@@ -51,20 +65,23 @@ def restore(
     run: the folder of the run, of a codec of pictures. damage: scratches (how many), missing pixels (their share), blur
     or noise (deviation, in pixels or of a pixel's value in [-1, 1]); of your own pictures, blur may be named so that it
     is undone (default: scratches, of held-out items). strength: of the damage (default: 3 scratches, 0.5 missing, blur
-    1.5, noise 0.5). pictures: damaged files of yours. mask: a picture, white where those are damaged.
+    1.5, noise 0.5). pictures: damaged files of yours, or folders. mask: a picture, white where those are damaged.
     how: project, one pass of encoder and decoder, or fit, the latent whose picture, damaged in the same way, is
     nearest (default: fit where something of the damage is known, else project). steps: of a fit. weight: of the
     latent's squared length in a fit; for a VAE, its observation noise's variance. n: how many held-out items, -1 for
     all. show: how many to draw. label: the classes of the pictures, in turn, for a codec that is told classes.
     seed: of the damage, and which items. out: the sheet to write, damaged, restored and whole one below the other
-    (default: restored.png in the run), or a folder for a restored file each. checkpoint: newest, best or a step.
-    ema: which averaged weights, by decay or length, or live (default: the run's first average). device: cpu, cuda, ….
-    data_root: the folder that holds the data sets. with_: files that define classes of yours which the run uses.
+    (default: restored.png in the run), or a folder for a restored file each, of the same name. checkpoint: newest, best
+    or a step. ema: which averaged weights, by decay or length, or live (default: the run's first average). device: cpu,
+    cuda, …. data_root: the folder that holds the data sets. with_: files that define classes of yours, which the run
+    uses.
     """
     path = out or run / "restored.png"
     if path.suffix:
         picture_path(path, ", or name a folder")
     _consistent(damage, strength, pictures, mask, label, show)
+    files = pictures_in(pictures)
+    names = [] if path.suffix else stems(files)
     import torch
 
     from ..core import each
@@ -76,11 +93,12 @@ def restore(
         loaded = codec_run(context, run, checkpoint, ema, device, recipes.load_files(with_))
         space = pictures_space(loaded, "only pictures can be mended")
         where = loaded.device
-        if pictures:
-            x = torch.stack([picture(space, p, context.tell.note) for p in pictures])
+        if files:
+            x = read_pictures(space, files, context.tell.note)
             cond = conditions(loaded, len(x), label)
         else:
             x, cond, _ = some(held_out(loaded), n, seed)
+    ready(path)
     spoilt, made = [], []
     fit = how == "fit" or (how is None and damage != "noise" and (not pictures or mask is not None or damage == "blur"))
     total = len(x) * (steps if fit else 1)
@@ -107,12 +125,12 @@ def restore(
         page.measures["PSNR, restored"] = mean_of(psnr(restored, x, cell=cell), "the same of what was restored")
         gain = psnr(restored, x, cell=cell) - psnr(y, x, cell=cell)
         page.measures["PSNR, gained"] = mean_of(gain, "dB, mean of each item's difference, normal interval")
-    files = _written(space, y, restored, None if pictures else x, path, show)
+    written = _written(space, y, restored, None if files else x, path, show, names)
     ways = f"by a fit of {steps} steps" if fit else "by projection"
     about = {"damage": damage or (None if pictures else "scratches"), "how": ways, "n": len(x)}
-    fields = page.write("restore", files, about)
+    fields = page.write("restore", written, about)
     head = page.told() if page.measures else f"{len(x)} pictures (step {loaded.step})"
-    context.tell.answer("restored", fields, f"{head}\n\n  restored {ways}\n" + "\n".join(f"  {f}" for f in files))
+    context.tell.answer("restored", fields, f"{head}\n\n  restored {ways}\n" + "\n".join(f"  {f}" for f in written))
 
 
 def _consistent(
@@ -162,12 +180,14 @@ def _broken(
     return broken._replace(y=x) if own else broken
 
 
-def _written(space: Pictures, y: Tensor, restored: Tensor, x: Tensor | None, path: Path, show: int) -> list[Path]:
+def _written(
+    space: Pictures, y: Tensor, restored: Tensor, x: Tensor | None, path: Path, show: int, names: Sequence[str]
+) -> list[Path]:
     """The sheet, a block for each, or a file of each restored picture."""
     from ..data.space import grid
 
     if not path.suffix:
-        return space.save(restored, path)
+        return space.save(restored, path, names)
     blocks = {"damaged": y, "restored": restored} | ({"as it was": x} if x is not None else {})
     pictures = [space.show(b[:show], min(show, len(b))) for b in blocks.values()]
     return [save(grid(pictures, 1, list(blocks)), path)]

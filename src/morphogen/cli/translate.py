@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from . import recipe as recipes
-from .codec import Page, held_out, picture, save, some
+from .codec import Page, held_out, pictures_in, read_pictures, ready, save, some, stems
 from .context import Context, data_root
 from .data import picture_path
 from .sample import load_run
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from ..metrics.measure import Measure
 
 _root = data_root
+_SHOWN = 100  # items on a sheet at most
 
 
 def translate(
@@ -42,11 +42,11 @@ def translate(
 
     run: the folder of the run, of a pix2pix or a CycleGAN. from_: files of yours, or folders of them (default: held-out
     items, with the truth where it is known). back: the other way, for a model that goes both. n: how many pictures to
-    show on the sheet. seed: of the noise, and of which held-out items.
-    out: a folder for a file each, named as what it was made from, or FILE.png for the sheet alone (default: the sheet
-    alone; it is translated.png in the run). checkpoint: newest, best or a step. ema: which averaged weights, by decay
-    or length, or live (default: the run's first average). device: cpu, cuda, …. data_root: the folder that holds the
-    data sets. with_: files that define classes of yours which the run uses.
+    show on the sheet, which has room for 100, and how many held-out items to take. seed: of the noise, and of which
+    held-out items. out: a folder for a file of each picture, named as what it was made from, or FILE.png for the sheet
+    alone (default: the sheet alone; it is translated.png in the run). checkpoint: newest, best or a step. ema: which
+    averaged weights, by decay or length, or live (default: the run's first average). device: cpu, cuda, ….
+    data_root: the folder that holds the data sets. with_: files that define classes of yours which the run uses.
     """
     from ..data.space import Pictures, stacked
     from ..metrics.translation import BothWays, Translates, is_paired, translated
@@ -55,7 +55,15 @@ def translate(
         raise UserError(f"--n {n} shows nothing: take 1 or more.")
     if out is not None and out.suffix:
         picture_path(out, ", or name a folder")
-    files = pictures_in(from_)
+    folder = out if out is not None and not out.suffix else None
+    sheet = out if out is not None and out.suffix else run / "translated.png"
+    files, shown = pictures_in(from_), min(n, _SHOWN)
+    names = [] if folder is None else stems(files)
+    if folder is None:
+        n = shown
+        if n < len(files):
+            context.tell.note(f"The first {n:,} of {len(files):,} are translated: --out FOLDER makes a file of each.")
+        files = files[:n]
     with _root(data_root):
         loaded = load_run(context, run, checkpoint, device, recipes.load_files(with_), ema)
         model = loaded.model
@@ -68,51 +76,27 @@ def translate(
             raise UserError(f"A {type(model).__name__} goes one way only: leave --back out.")
         truth: Tensor | None = None
         if files:
-            import torch
-
             shape = model.shape if back and isinstance(model, BothWays) else model.source_shape
-            source = torch.stack([picture(Pictures(shape), f, context.tell.note) for f in files])
+            source = read_pictures(Pictures(shape), files, context.tell.note)
         else:
             test = held_out(loaded)
             chosen = some(test, min(n, len(test)), seed)
             source, truth = (chosen.cond or {})["source"], chosen.x
             source, truth = (truth, source) if back else (source, truth)
             truth = truth if is_paired(test) else None
+    for path in (sheet, folder or sheet):
+        ready(path)
     with context.tell.progress("picture", len(source)) as told:
         made = translated(model, source, back=back, seed=seed, progress=told)
-    rows = {"from": source[:n], "made": made[:n]} | ({"truth": truth[:n]} if truth is not None else {})
-    folder = out if out is not None and not out.suffix else None
-    sheet = out if out is not None and out.suffix else run / "translated.png"
-    written = [save(stacked(rows), sheet)]
+    rows = {"from": source, "made": made} | ({"truth": truth} if truth is not None else {})
+    written = [save(stacked({name: x[:shown] for name, x in rows.items()}), sheet)]
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = [f.stem for f in files] or [f"{i:05d}" for i in range(len(made))]
-        for name, drawn in zip(names, Pictures(tuple(made.shape[1:])).decode(made), strict=True):
-            written.append(save(drawn, folder / f"{name}.png"))
+        written += Pictures(made.shape[1:]).save(made, folder, names)
     page = Page(context, loaded, seed)
     fields = page.write("translate", written, {"n": len(made), "back": back})
     where = f"\n  {len(made)} files in {folder}" if folder is not None else ""
     text = f"{len(made)} pictures made by {run} (step {loaded.step})\n\n  sheet  {sheet}{where}"
     context.tell.answer("translated", fields, text)
-
-
-def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that are named, and those in folders that are. UserError where a folder has none, or names clash."""
-    from ..data.listing import SUFFIXES
-
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise UserError(f"There is no PNG, JPEG or WebP picture in {str(path)!r}: name the folder of yours.")
-        found += inside
-    names = [f.stem for f in found]
-    if twice := [f for f in found if names.count(f.stem) > 1]:
-        raise UserError(f"Two of the pictures are called {twice[0].stem!r}: rename one, or give them one at a time.")
-    return found
 
 
 def measured_translations(

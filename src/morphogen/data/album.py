@@ -90,9 +90,9 @@ class Album(Stored):
         """The names of the labels."""
         return self._listing.classes
 
-    def holds(self, part: str) -> bool:
-        """Whether the index has pictures of a part; it may be that none was drawn for the test part of a few."""
-        return any(e.part == part and not e.bad for e in self._listing.entries)
+    def holds(self, part: str) -> int:
+        """How many pictures of a part the index has, before any is decoded: of a few none may be drawn for "test"."""
+        return sum(e.part == part and not e.bad for e in self._listing.entries)
 
     def space(self) -> Pictures:
         """The `Space` of these pictures."""
@@ -102,6 +102,11 @@ class Album(Stored):
         """What the index says of the items, in their order. Decodes, as which files are bad is known only then."""
         kept, _ = self._decoded()
         return [e for e in kept if e.part == self.part]
+
+    def bad(self) -> list[str]:
+        """The names of those of the part that were left out, as they cannot be used."""
+        kept = {e.name for e in self._decoded()[0]}
+        return [e.name for e in self._wanted() if e.part == self.part and e.name not in kept]
 
     @property
     def captions(self) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # by which files of these are known
 PIXELS = 64_000_000  # of the largest picture that is decoded, unless another number is asked for
 _LANCZOS = Image.Resampling.LANCZOS
 _WHITE = (255, 255, 255)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from ..errors import UserError
-from .decode import Bad
+from .decode import SUFFIXES, Bad
 
 LARGEST = 256 << 20  # bytes: no larger file is read
 _HIDDEN = ("__MACOSX",)
@@ -43,12 +43,23 @@ class Files(Protocol):
 
 
 def opened(path: str | Path) -> Files:
-    """The files of a folder, a .zip, a .tar, or a folder of .tar shards. Raises UserError on anything else."""
+    """The files of a folder, a .zip, a .tar, or a folder of .tar shards. Raises UserError on anything else.
+
+    A folder with shards at its top may hold no pictures beside them, as those would not be seen.
+    """
     path = Path(path).expanduser()
     kind = path.suffix.lower()
     if path.is_dir():
         shards = sorted(p for p in path.glob("*.tar") if p.is_file())
-        return _Shards(path, shards) if shards else _Folder(path)
+        folder = _Folder(path)
+        if not shards:
+            return folder
+        if loose := next((n for n in folder.names() if n.lower().endswith(SUFFIXES)), None):
+            raise UserError(
+                f"{str(path)!r} holds the shard {shards[0].name!r} and pictures such as {loose!r} beside it: move one"
+                " kind elsewhere."
+            )
+        return _Shards(path, shards)
     if not path.exists():
         raise UserError(f"There is no folder {str(path)!r}: check the path of your pictures.")
     if path.is_file() and kind in (".zip", ".tar"):

@@ -6,6 +6,7 @@ with a `paired` that is False only look like pairs: nothing is learned of one pi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,20 +111,20 @@ class Unpaired(Remembers):
 class Matched(Remembers):
     """`Items`: the pictures of an album, each with that of the same path (less its ending) in others as its source.
 
-    sources: where it is looked for: both parts of an album, as it may be in either. Raises UserError, on first use,
-    where a picture has no partner, or the sizes differ.
+    sources: where it is looked for: both parts of an album, as it may be in either. A picture whose partner is bad is
+    left out, aloud. Raises UserError, on first use, where one has no partner, or the sizes differ.
     """
 
     paired = True
 
     def __init__(self, sources: Sequence[Album], target: Album) -> None:
         self.sources, self.target = tuple(sources), target
-        self._rows: Tensor | None = None
+        self._pairs: tuple[Tensor, Tensor] | None = None
 
     @property
-    def rows(self) -> Tensor:
-        """Where among the sources, one album after the other, each target's partner is (N,)."""
-        if self._rows is None:
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Where in the target each picture is (N,), and where among the sources, one after the other, its partner."""
+        if self._pairs is None:
             if odd := [s for s in self.sources if s.size != self.target.size]:
                 raise UserError(f"Sources of {odd[0].size} and targets of {self.target.size}: give them one size.")
             names = [_stem(e.name) for album in self.sources for e in album.entries()]
@@ -132,20 +133,27 @@ class Matched(Remembers):
             if len(place) < len(names):
                 twice = next(n for n in names if names.count(n) > 1)
                 raise UserError(f"Two pictures in {str(self.sources[0].folder)!r} are called {twice!r}: rename one.")
-            if alone := [name for name in wanted if name not in place]:
+            spoilt = {_stem(name) for album in self.sources for name in album.bad()} - set(names)
+            if alone := [name for name in wanted if name not in place and name not in spoilt]:
                 raise UserError(
                     f"{alone[0]!r} in {str(self.target.folder)!r} has no partner of that name in"
                     f" {str(self.sources[0].folder)!r}: name both of a pair alike, or train with --unpaired."
                 )
-            self._rows = torch.tensor([place[name] for name in wanted], dtype=torch.int64)
-        return self._rows
+            if lost := [name for name in wanted if name in spoilt]:
+                shown = ", ".join(map(repr, lost[:5])) + (", …" if len(lost) > 5 else "")
+                print(f"Pairs left out, as their sources are bad: {len(lost):,} ({shown}).", file=sys.stderr)
+            found = [(i, place[name]) for i, name in enumerate(wanted) if name in place]
+            own, partner = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+            self._pairs = own, partner
+        return self._pairs
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.pairs[0])
 
     def take(self, index: Tensor) -> dict[str, Any]:
         """The pairs of that index (B,)."""
-        batch, rows, begin = self.target.take(index), self.rows.to(index.device)[index], 0
+        own, rows = (t.to(index.device)[index] for t in self.pairs)
+        batch, begin = self.target.take(own), 0
         source = torch.empty(len(index), *self.sources[0].shape, dtype=batch["x"].dtype, device=index.device)
         for album in self.sources:
             here = (rows >= begin) & (rows < begin + len(album))

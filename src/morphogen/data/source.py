@@ -149,7 +149,8 @@ class Buckets(Remembers):
     """Batches of several sources in turn, each batch from one alone: pictures by their aspect, say; a `Source`.
 
     Every source has its own shape. Within an epoch each gives ceil(items / batch) batches, in an order drawn anew, so
-    that an item comes as often as any other, but for what fills up each source's last batch.
+    that an item comes as often as any other, but for what fills up each source's last batch. One without items has no
+    turn. Raises UserError where none has any.
     """
 
     def __init__(self, sources: Sequence[Shuffled]) -> None:
@@ -162,7 +163,10 @@ class Buckets(Remembers):
 
     def start(self, place: Place) -> None:
         """Take one's place among the ranks, at the beginning of the stream. Reads the data."""
-        for source in self.sources:
+        held = [source for source in self.sources if len(source.items)]
+        if not held:
+            raise UserError(f"There is nothing to train on: none of {len(self.sources)} buckets holds an item.")
+        for source in held:
             source.start(place)
         self._step, self._place = 0, place
         self._turns = [i for i, s in enumerate(self.sources) for _ in range(-(-len(s.items) // s.batch))]
@@ -187,7 +191,8 @@ class Buckets(Remembers):
             self.start(self._place)
         self._step = int(state["step"])
         for source, own in zip(self.sources, state["sources"], strict=True):
-            source.restore(own)
+            if len(source.items):
+                source.restore(own)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

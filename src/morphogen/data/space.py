@@ -94,14 +94,13 @@ class Pictures(Remembers):
             [p.resize((width * scale, height * scale), Image.Resampling.NEAREST) for p in pictures], columns, captions
         )
 
-    def save(self, x: Tensor, folder: str | Path) -> list[Path]:
-        """Each of x (B, C, H, W) as a PNG, 00000.png and so on, in `folder`; the paths."""
+    def save(self, x: Tensor, folder: str | Path, names: Sequence[str] = ()) -> list[Path]:
+        """Each of x (B, C, H, W) as a PNG, NAME.png of names (default: 00000 and so on), in `folder`; the paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for i, picture in enumerate(self.decode(x)):
-            paths.append(folder / f"{i:05d}.png")
-            picture.save(paths[-1])
+        paths = [folder / f"{name}.png" for name in names or [f"{i:05d}" for i in range(len(x))]]
+        for path, picture in zip(paths, self.decode(x), strict=True):
+            picture.save(path)
         return paths
 
     def _pixels(self, x: Tensor) -> NDArray[np.uint8]:

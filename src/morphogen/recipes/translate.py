@@ -71,19 +71,20 @@ def translate(
         test: Together | Matched = Together(sources[1], targets[1])
         names = ("generator+back", "critic+critic_back")
         quality, metric = Quality(), "frechet"
-        held = all(parts[0].holds("test") for parts in albums) and len(test) > quality.k
+        held = min(parts[0].holds("test") for parts in albums)
+        fewest = quality.k + 1
     else:
         depth = min(8, size.bit_length() - 1)  # down to one pixel
         net = TranslationUNet(a[0], b[0], width, depth, dropped=min(3, depth - 2))
         model = Pix2Pix(net, PatchCritic(a[0] + b[0], width, patches), a, b)
         data, test = Shuffled(Matched(sources, targets[0]), batch), Matched(sources, targets[1])
         names, quality, metric = ("generator", "critic"), None, "generator_loss.l1"
-        held = targets[0].holds("test")
+        held, fewest = targets[0].holds("test"), 1
     heldout = HeldOut(every=max(1, steps // 10), metric=metric, batch=batch, limit=500, also=quality)
     trainer = Trainer(
         steps,
         optim=dict.fromkeys(names, optim),
-        heldout=heldout if held else None,
+        heldout=heldout if held >= fewest else None,
         hooks=(Translations(every=max(1, steps // 10), n=10),),
         save_every=max(1, steps // 20),
         log_every=20,
