@@ -630,7 +630,7 @@ def test_bad_archives_are_one_sentence(tmp_path):
             (fill(tmp_path, {"text.tar": "no tar"}) / "text.tar", "damaged"),
             (tarred(tmp_path / "packed.tar", good, "w:gz"), "plain tar"),
             (tarred(tmp_path / "packed.tar.gz", good, "w:gz"), "neither a folder nor"),
-            (zipped(tmp_path / "none.zip", {"a.gif": WHOLE}), "no PNG, JPEG or WebP picture .* 1 other files"),
+            (zipped(tmp_path / "none.zip", {"a.gif": WHOLE}), "no PNG, JPEG or WebP picture .* 1 other file"),
             (fill(tmp_path / "none", {".x": ""}), "no PNG, JPEG or WebP picture"),
             (tmp_path / "absent", "There is no folder"),
         )
@@ -1000,7 +1000,7 @@ def test_pictures_are_looked_at_before_a_training(tmp_path, capsys, monkeypatch)
     assert main(["data", "show", "my pets", "--columns", "3", "--json"]) == 0
     out, err = capsys.readouterr()
     page = json.loads(out.splitlines()[-1])
-    assert "Not read of 'my pets': 1 other files (.gif 1)." in err
+    assert "Not read of 'my pets': 1 other file (.gif 1)." in err
     held = sum(e.part == "test" for e in listing.read(data.index("my pets")).entries if e.name in contents)
     assert page["classes"] == {"a": 30, "b": 31}  # the damaged one is no row's, and was not decoded
     assert page["counts"]["test"] in (held, held + 1)

@@ -79,7 +79,7 @@ def index(folder: str | Path, *, table: str | Path | None = None, pixels: int = 
     if not 1 <= pixels <= _OPENS:
         raise UserError(f"The cap of {pixels:,} pixels is out of range: give 1 to {_OPENS:,}, the most that is opened.")
     if not names:
-        others = f" (but {len(there)} other files, such as {min(there)!r})" if there else ""
+        others = f" (but {_others(len(there))}, such as {min(there)!r})" if there else ""
         raise UserError(f"There is no PNG, JPEG or WebP picture in {str(folder)!r}{others}: name the folder of yours.")
     parts, places = _places([_inside(n) for n in names])
     said, used = told(files, there, names, None if table is None else Path(table))
@@ -192,10 +192,14 @@ def _tell_unread(path: Path, others: Iterable[str]) -> None:
     shown = ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common(5)) + (", …" if len(kinds) > 5 else "")
     table = min((n for n in others if n.lower().endswith(_TABULAR)), default=None)
     more = f": {table!r} is one where it is named as the table, or called {TABLES[0]}" if table else ""
-    print(f"Not read of {str(path)!r}: {kinds.total():,} other files ({shown}){more}.", file=sys.stderr, flush=True)
+    print(f"Not read of {str(path)!r}: {_others(kinds.total())} ({shown}){more}.", file=sys.stderr, flush=True)
 
 
 # ---- what the files are --------------------------------------------------------------------------------------------
+
+
+def _others(n: int) -> str:
+    return f"{n:,} other file{'s' * (n > 1)}"
 
 
 def _seen(files: Files, names: Sequence[str], there: Mapping[str, int], pixels: int) -> dict[str, dict[str, Any]]:
