@@ -43,8 +43,8 @@ def points_gan(
     parts = open(density)
     powers = (-2, -1, 0, 1)
     body = FourierFeatures(MLP(2 * (1 + 2 * len(powers)), width, width, 2), powers)
-    half = steps // 2
-    r1, r2 = R1(1.0, final=0.03, over=half), R2(1.0, final=0.03, over=half)
+    over = steps * 9 // 10  # modes are lost where the penalties fall faster
+    r1, r2 = R1(1.0, final=0.03, over=over), R2(1.0, final=0.03, over=over)
     plays: dict[str, tuple[Game, tuple[Penalty, ...], int]] = {
         "r3gan": (RELATIVISTIC, (r1, r2), 1),
         "wgan-gp": (WASSERSTEIN, (GradientPenalty(0.3),), 2),
