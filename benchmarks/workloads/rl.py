@@ -218,7 +218,7 @@ def ours(spec: str, tensors: bool = False, many: bool = False) -> Run:
             source = Replay(env, capacity=10_000, batch=128, warmup=min(1000, n // 2), every=10)
             return net, source, max(1, (n - min(1000, n // 2)) // 10), AdamW(2.5e-4), 10.0
         law = SquashedNormal(1, -2.0, 2.0)
-        sac = SAC(MLP(3, 2, 256, 2, activation="relu"), Ensemble(2, 4), law, entropy=-1.0)
+        sac = SAC(MLP(3, 2, 256, 2, activation="relu"), Ensemble(2, 4), law, target_entropy=-1.0)
         source = Replay(env, capacity=10_000, batch=256, warmup=min(100, n // 2))
         return sac, source, max(1, n - min(100, n // 2)), AdamW(1e-3), None
 

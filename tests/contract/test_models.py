@@ -416,7 +416,7 @@ MODELS: dict[str, Callable[[], Instance]] = {
         Replay(Simulated(Catch(6), 2), capacity=30, batch=7, warmup=6),
     ),
     "sac": lambda: Instance(
-        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), entropy=-1.0),
+        SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), target_entropy=-1.0),
         _swings(),
         cond={"obs": SEEN["obs"][:, :3]},
     ),

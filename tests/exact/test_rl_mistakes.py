@@ -112,7 +112,7 @@ CASES = {
     "moments clip": (lambda: Moments(clip=nan), "clip=nan"),
     "moments eps": (lambda: Moments(eps=0.0), "eps=0.0"),
     "sac alpha": (lambda: sac(alpha=inf), "alpha=inf"),
-    "sac entropy": (lambda: sac(entropy=nan), "entropy=nan"),
+    "sac entropy": (lambda: sac(target_entropy=nan), "target_entropy=nan"),
     "sac tau": (lambda: sac(tau=nan), "tau=nan"),
     "td3 clip": (lambda: td3(clip=nan), "clip=nan"),
     "td3 noise": (lambda: td3(noise=inf), "noise=inf"),

@@ -329,7 +329,7 @@ def test_deterministic_policies_act_with_noise_within_bounds():
 
 
 def soft(**more):
-    more = {"entropy": -2.0, "alpha": 0.3} | more
+    more = {"target_entropy": -2.0, "alpha": 0.3} | more
     torch.manual_seed(0)
     model = SAC(MLP(3, 4, 8, 1), Ensemble(2, 5, width=8), SquashedNormal(2, -1.0, 3.0), **more)
     moved(model.actor, 20)
@@ -362,7 +362,7 @@ def test_the_losses_of_sac_are_its_formulas():
 
 
 def test_a_temperature_that_stands_is_not_trained():
-    model, batch = soft(entropy=None), a_batch()
+    model, batch = soft(target_entropy=None), a_batch()
     assert [p.trains for p in model.phases()] == [("critic",), ("actor",)]
     assert "log_alpha" not in {n for n, p in model.named_parameters() if p.requires_grad}
     _, logp = model.law.draw(model.actor(batch["obs"]), Noise(~batch["key"]))
@@ -407,7 +407,7 @@ def test_sac_finds_the_temperature_of_the_bandit():
     """A10, row 9: σ² = α/2c, and a target entropy H asks for α = 2c e^{2H} / 2πe, within 5 %. Bounds far away."""
     c, target = 2.0, -1.0
     law = SquashedNormal(1, -8.0, 8.0)
-    model = SAC(Constant(), Bandit(c, 0.3), law, entropy=target - math.log(8), alpha=0.1)
+    model = SAC(Constant(), Bandit(c, 0.3), law, target_entropy=target - math.log(8), alpha=0.1)
     policy, alpha = torch.optim.Adam([model.actor.params], 0.05), torch.optim.SGD([model.log_alpha], 0.015)
     obs, sums = torch.zeros(512, 1), []
     for step in range(600):
@@ -463,7 +463,7 @@ def agents():
             Replay(Simulated(CartPole(limit=9), 3), **pendulum, n=3, priorities=Priorities(), every=2),
         ),
         "sac": (
-            SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), entropy=-1.0),
+            SAC(MLP(3, 2, 8, 1), Ensemble(2, 4, width=8), SquashedNormal(1, -2.0, 2.0), target_entropy=-1.0),
             Replay(Simulated(Pendulum(limit=7), 3), **pendulum),
         ),
         "td3": (

@@ -167,7 +167,7 @@ def _named(columns: Mapping[str, Any], where: str, names: Iterable[str] = ()) ->
     """
     found: set[str] = set()
     for name in filter(None, map(_name, names or columns)):
-        if name in found:
+        if name in found and name in _COLUMNS.values():
             raise UserError(f"{where} has two columns of the {name}: keep one of them.")
         found.add(name)
     return {_name(column): value for column, value in columns.items() if _name(column)}

@@ -82,12 +82,12 @@ def roc(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Roc:
 class Area(NamedTuple):
     """An area under a ROC curve, and each item's influence (N,) on it: the squares add up to its variance.
 
-    few: how many items the rarer kind has.
+    parted: how many items the rarer kind has, where the scores part the two without a mistake; else 0.
     """
 
     value: float
     influence: Tensor
-    few: int
+    parted: int = 0
 
 
 def area(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Area:
@@ -103,12 +103,12 @@ def area(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> Area:
     influence = torch.zeros_like(score)
     influence[positive] = (above - value) / math.sqrt(m * max(m - 1, 1))
     influence[~positive] = (below - value) / math.sqrt(n * max(n - 1, 1))
-    return Area(value, influence, min(m, n))
+    return Area(value, influence, min(m, n) if value in (0.0, 1.0) else 0)
 
 
 def apart(a: Area, b: Area) -> Area:
     """By how much one area is above another over the same items."""
-    return Area(a.value - b.value, a.influence - b.influence, min(a.few, b.few))
+    return Area(a.value - b.value, a.influence - b.influence)
 
 
 def auroc(score: Float[Tensor, " n"], positive: Bool[Tensor, " n"], how: str = "area under the ROC curve") -> Measure:
@@ -126,7 +126,8 @@ def mean_area(areas: Sequence[Area], how: str, low: float = 0.0) -> Measure:
     value = sum(a.value for a in areas) / len(areas)
     influence = torch.stack([a.influence for a in areas]).mean(0)
     half = Z95 * float(influence.square().sum().sqrt())
-    half = half or 1 - 0.025 ** (1 / min(a.few for a in areas))
+    if all(a.parted for a in areas):
+        half = 1 - 0.025 ** (1 / min(a.parted for a in areas))
     return Measure(value, max(low, value - half), min(1.0, value + half), len(influence), how)
 
 

@@ -40,7 +40,7 @@ def pendulum_sac(
 
     law = SquashedNormal(1, -2.0, 2.0)
     actor, critic = MLP(3, 2, width, 2, activation="relu"), Ensemble(2, 4, width=width)
-    model = SAC(actor, critic, law, entropy=entropy if learned else None, alpha=alpha, tau=tau)
+    model = SAC(actor, critic, law, target_entropy=entropy if learned else None, alpha=alpha, tau=tau)
     source = Replay(Simulated(Pendulum(), envs), capacity=capacity, batch=batch, warmup=warmup, gamma=gamma)
     often = max(1, steps // 5)
     trainer = Trainer(steps, optim=AdamW(lr), save_every=often, log_every=often // 20 or 1)

@@ -32,8 +32,8 @@ class SAC(Model):
     """A policy and twin critics of observations (B, n) and actions (B, m), from a `Replay`.
 
     actor: says the parameters (B, law.outputs). critic: Q (2, B, 1) of observation and action side by side, an
-    `Ensemble`. law: of the actions. entropy: its target in nats of actions in units of the law's bounds, usually −m as
-    in the paper, so that H̄ = entropy + m log(scale) of the actions themselves; None: α stays. alpha: what it begins
+    `Ensemble`. law: of the actions. target_entropy: nats, of actions in units of the law's bounds, usually −m as in the
+    paper, so that H̄ = target_entropy + m log(scale) of the actions themselves; None: α stays. alpha: what it begins
     with. tau: of the copies. Before the first step any action is taken. Optimisers may be two: {"critic": …,
     "actor+log_alpha": …} ("actor" where α stays).
     Raises UserError where a number is out of its range.
@@ -49,20 +49,21 @@ class SAC(Model):
         critic: Net,
         law: SquashedNormal,
         *,
-        entropy: float | None = None,
+        target_entropy: float | None = None,
         alpha: float = 1.0,
         tau: float = 0.005,
     ) -> None:
         super().__init__()
-        if not (0 < alpha < math.inf and 0 < tau <= 1 and (entropy is None or math.isfinite(entropy))):
+        if not (0 < alpha < math.inf and 0 < tau <= 1 and (target_entropy is None or math.isfinite(target_entropy))):
             raise UserError(
-                f"SAC with entropy={entropy}, alpha={alpha}, tau={tau}: give a finite entropy or None, alpha above 0,"
-                " and tau in (0, 1]."
+                f"SAC with target_entropy={target_entropy}, alpha={alpha}, tau={tau}: give a finite entropy or None,"
+                " alpha above 0, and tau in (0, 1]."
             )
         self.actor, self.critic, self.law, self.target = actor, critic, law, Target(critic)
-        self.entropy = None if entropy is None else entropy + law.m * math.log(law.scale)  # of the actions themselves
-        self.tau = tau
-        self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=entropy is not None)
+        self.entropy, self.tau = target_entropy, tau
+        if target_entropy is not None:
+            self.entropy = target_entropy + law.m * math.log(law.scale)  # of the actions themselves
+        self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=target_entropy is not None)
 
     def phases(self) -> list[Phase]:
         """The values, then the policy and its temperature."""
