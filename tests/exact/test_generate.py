@@ -183,6 +183,18 @@ def test_lengths_say_what_counts_and_without_them_the_ends_do() -> None:
         pictures.log_prob(torch.zeros(2, 2, 2, dtype=torch.long), lengths=torch.tensor([2, 2]))
 
 
+def test_an_end_may_come_before_there_is_no_room() -> None:
+    """`steps` is the most that may come, and not what must have a place."""
+    net = CausalTransformer(5, (8,), width=16, depth=1, heads=2)
+    torch.nn.init.zeros_(net.last.weight)
+    torch.nn.init.zeros_(net.last.bias)
+    with torch.no_grad():
+        net.last.bias[1] = 1.0  # the end, at once
+    prompt = torch.zeros(2, 3, dtype=torch.long)
+    assert generate(net, prompt, steps=50, choose=greedy, codes=5, end=1).lengths.tolist() == [4, 4]
+    assert beam_search(net, prompt, steps=50, codes=5, end=1, beams=2).lengths[:, 0].tolist() == [4, 4]
+
+
 def test_nothing_is_drawn_beyond_what_a_net_reads() -> None:
     """As many symbols as the whole pass takes can be drawn, by every way, and not one more."""
     torch.manual_seed(0)
@@ -202,7 +214,7 @@ def test_nothing_is_drawn_beyond_what_a_net_reads() -> None:
             more = 1 if not begin and name != "passes" else 0  # nothing begins it: there is a place more
             prompt = torch.zeros(1, p, dtype=torch.long)
             assert way(prompt, steps=8 - p + more, begin=begin).tokens.shape[-1] == 8 + more
-            with pytest.raises(UserError, match=r"at most 8 symbols|has 8 symbols"):
+            with pytest.raises(UserError, match=r"at most 8 symbols|has 8 symbols|room for 8 symbols"):
                 way(prompt, steps=9 - p + more, begin=begin)
 
 

@@ -43,28 +43,29 @@ class Files(Protocol):
 
 
 def opened(path: str | Path) -> Files:
-    """The files of a folder, a .zip, a .tar, or a folder of .tar shards. Raises UserError on anything else.
-
-    A folder with shards at its top may hold no pictures beside them, as those would not be seen.
-    """
+    """The files of a folder, a .zip, a .tar, or a folder of .tar shards. Raises UserError on anything else."""
     path = Path(path).expanduser()
     kind = path.suffix.lower()
     if path.is_dir():
         shards = sorted(p for p in path.glob("*.tar") if p.is_file())
-        folder = _Folder(path)
-        if not shards:
-            return folder
-        if loose := next((n for n in folder.names() if n.lower().endswith(SUFFIXES)), None):
-            raise UserError(
-                f"{str(path)!r} holds the shard {shards[0].name!r} and pictures such as {loose!r} beside it: move one"
-                " kind elsewhere."
-            )
-        return _Shards(path, shards)
+        return _Shards(path, shards) if shards else _Folder(path)
     if not path.exists():
         raise UserError(f"There is no folder {str(path)!r}: check the path of your pictures.")
     if path.is_file() and kind in (".zip", ".tar"):
         return _Zip(path) if kind == ".zip" else _Shards(path, [path])
     raise UserError(f"{str(path)!r} is neither a folder nor a .zip or plain .tar: give one of these.")
+
+
+def of_one_kind(path: str | Path) -> None:
+    """Raise UserError where a folder holds pictures beside its shards, as those would not be seen."""
+    path = Path(path).expanduser()
+    shard = min((p for p in path.glob("*.tar") if p.is_file()), default=None)
+    names = _Folder(path).names() if shard else ()
+    if shard and (loose := next((n for n in names if n.lower().endswith(SUFFIXES)), None)):
+        raise UserError(
+            f"{str(path)!r} holds the shard {shard.name!r} and pictures such as {loose!r} beside it: move one kind"
+            " elsewhere."
+        )
 
 
 def _shown(name: str) -> bool:

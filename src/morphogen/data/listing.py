@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..spec import Asset
 from .decode import PIXELS, SUFFIXES, Bad, measure
-from .files import Files, opened
+from .files import Files, of_one_kind, opened
 from .roots import cache, keep
 from .said import TABLES, classes_of, common_folder, conditions_of, number_of, told
 
@@ -73,6 +73,7 @@ def index(folder: str | Path, *, table: str | Path | None = None, pixels: int = 
     pixels: a picture of more is bad, and never decoded.
     Raises UserError where there are no pictures, or what is said of them does not hold together.
     """
+    of_one_kind(folder)
     files = opened(folder)
     there = files.names()
     names = sorted(n for n in there if n.lower().endswith(SUFFIXES))

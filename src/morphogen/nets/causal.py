@@ -113,7 +113,8 @@ class Causal(Net, ABC):
 
     def memory(self, room: int | None = None, slack: int = 0) -> Any:
         """An empty memory with room for so many symbols, which can go back by `slack` of them; None where a net needs
-        none to begin with. Raises UserError for more symbols than it reads.
+        none to begin with. Where a net reads fewer than `room` the pass that comes to one more raises UserError, or,
+        with slack, this.
         """
         return None
 
@@ -214,12 +215,12 @@ class CausalTransformer(Causal):
     def memory(self, room: int | None = None, slack: int = 0) -> Memory:
         """See `Causal.memory`."""
         room = self.length if room is None else room
-        if room > self.length:
+        if slack and room > self.length:  # what is taken back has places of its own, so that none is missed
             raise UserError(
                 f"This net reads at most {self.length} symbols, and would have to read {room}: ask for fewer, or give a"
                 " shorter prompt."
             )
-        return Memory(len(self.blocks), room + slack, window=self.design.window, slack=slack)
+        return Memory(len(self.blocks), min(room, self.length) + slack, window=self.design.window, slack=slack)
 
     def read(
         self, h: Float[Tensor, "b n {self.width}"], cond: Cond, memory: Memory | None, lengths: Tensor | None

@@ -93,8 +93,8 @@ class Memory:
         """The places (N,) or (B, N) of the next n symbols of b rows, of which the first `lengths` are there, and what
         they see. Raises UserError where there is no room for them.
         """
-        if self.most + n > self.room and self.window is None:
-            raise UserError(f"This memory has room for {self.room} symbols, and {self.most + n} came: make it larger.")
+        if self.most + n > self.room:
+            raise UserError(f"This memory has room for {self.room} symbols, and {self.most + n} came: ask for fewer.")
         used = self.used
         if isinstance(used, int) and used + n <= self.cells:
             at, seen = torch.arange(used, used + n, device=device), torch.arange(used + n, device=device)
